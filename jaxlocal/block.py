@@ -1,0 +1,190 @@
+"""One block: initialise, differentiate, update, evaluate. Every executor is made of these.
+
+A block's loss is differentiated with respect to the block's own parameters and
+nothing else: isolation is by construction, and ``stop_gradient`` on the input says
+so where one reads it.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import optax
+
+from jaxlocal.network import Network, blocks_of
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut
+from jaxlocal.rule import LocalRule
+from jaxlocal.variables import (
+    RUNNING,
+    Key,
+    Variables,
+    apply_module,
+    cast,
+    cast_floating,
+    init_module,
+    nest,
+    pick,
+    split,
+)
+
+Metrics = dict[str, jax.Array]
+
+
+class Block(NamedTuple):
+    """A run of units and what they minimise."""
+
+    units: tuple[nn.Module, ...]
+    objective: LocalObjective
+
+
+@flax.struct.dataclass
+class BlockState:
+    """What one block owns.
+
+    Attributes:
+      variables: ``{collection: {'unit_0': ..., 'unit_1': ..., 'head': ...}}``; names count
+        from the block's first unit, so blocks of equal structure have equal states.
+      opt_state: of the block's own optimizer, over ``variables['params']``.
+    """
+
+    variables: Variables
+    opt_state: optax.OptState
+
+
+def make_blocks(network: Network, local_rule: LocalRule) -> tuple[Block, ...]:
+    """Pairs each run of units with its objective.
+
+    Raises:
+      ValueError: if the rule has not one objective per block.
+    """
+    runs = blocks_of(network)
+    if len(runs) != len(local_rule.objectives):
+        raise ValueError(f"{len(local_rule.objectives)} objectives given for {len(runs)} blocks: one each is needed")
+    return tuple(Block(units, objective) for units, objective in zip(runs, local_rule.objectives, strict=True))
+
+
+def init(
+    block: Block, key: Key, carry: Carry, batch: Batch, optimizer: optax.GradientTransformation
+) -> tuple[BlockState, Carry]:
+    """Initialises a block on an example input.
+
+    Returns:
+      ``(state, the block's output)``.
+    """
+    parts = {}
+    for i, unit in enumerate(block.units):
+        carry, parts[f"unit_{i}"] = init_module(unit, jax.random.fold_in(key, i), carry)
+    head_key = jax.random.fold_in(key, len(block.units))
+    variables = nest(**parts, head=block.objective.init(head_key, carry, batch))
+    return BlockState(variables, optimizer.init(split(variables)[0])), carry
+
+
+def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train: bool) -> tuple[Carry, Variables]:
+    """The block's units alone.
+
+    Returns:
+      ``(output, mutated)``; ``mutated`` is nested by unit.
+    """
+    mutated = {}
+    for i, unit in enumerate(block.units):
+        name = f"unit_{i}"
+        unit_key = jax.random.fold_in(key, i)
+        carry, mutated[name] = apply_module(unit, pick(variables, name), carry, unit_key, train=train)
+    return carry, nest(**mutated)
+
+
+def run(
+    block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool, dtype: Any
+) -> tuple[Carry, ObjectiveOut]:
+    """Units, then the objective, all computing in ``dtype``.
+
+    Returns:
+      ``(the block's output, what the objective says)``; ``mutated`` covers the whole block.
+    """
+    variables = cast(variables, dtype)
+    units_key, head_key = jax.random.split(key)
+    output, mutated = forward(block, variables, cast_floating(carry, dtype), units_key, train=train)
+    out = block.objective.apply(pick(variables, "head"), output, batch, head_key, train=train)
+    joined = {c: {**mutated.get(c, {}), **nest(head=out.mutated).get(c, {})} for c in (RUNNING,)}
+    return output, out._replace(mutated={c: tree for c, tree in joined.items() if tree})
+
+
+def gradients(
+    block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key, *, dtype: Any
+) -> tuple[Any, Carry, ObjectiveOut]:
+    """The local gradient: of the block's loss, with respect to the block's parameters.
+
+    Args:
+      block: units and objective.
+      variables: of this block.
+      carry: the block's input; no gradient reaches it.
+      batch: the examples.
+      key: feeds dropout and the objective's own randomness.
+      dtype: of the computation; the gradient has the parameters' dtype.
+
+    Returns:
+      ``(gradient, the block's output, what the objective says)``.
+    """
+    carry = jax.lax.stop_gradient(carry)
+    params, rest = split(variables)
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Carry, ObjectiveOut]]:
+        output, out = run(block, {"params": params, **rest}, carry, batch, key, train=True, dtype=dtype)
+        return out.loss, (output, out)
+
+    gradient, (output, out) = jax.grad(loss_fn, has_aux=True)(params)
+    return gradient, output, out
+
+
+def update(
+    block: Block,
+    optimizer: optax.GradientTransformation,
+    state: BlockState,
+    carry: Carry,
+    batch: Batch,
+    key: Key,
+    *,
+    dtype: Any,
+) -> tuple[BlockState, Carry, Metrics]:
+    """One step of one block: gradient, optimizer, running statistics.
+
+    Args:
+      block: units and objective.
+      optimizer: the same transformation for every block; its state is the block's.
+      state: of this block.
+      carry: the block's input.
+      batch: the examples.
+      key: of this block and step.
+      peers: ``params`` of every block before the step, for ``sync``.
+      dtype: of the computation.
+
+    Returns:
+      ``(new state, the block's output, metrics)``. The output was computed before
+      the update, as in the papers' code.
+    """
+    gradient, output, out = gradients(block, state.variables, carry, batch, key, dtype=dtype)
+    params, rest = split(state.variables)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), **rest, **out.mutated}
+    return BlockState(variables, opt_state), output, {"loss": out.loss, **out.metrics}
+
+
+def sync(block: Block, state: BlockState, peers: tuple[Any, ...]) -> BlockState:
+    """Lets the block's objective look at its peers, after the update.
+
+    Args:
+      block: units and objective.
+      state: of this block, updated.
+      peers: ``params`` of every block before the step.
+    """
+    synced = nest(head=block.objective.sync(pick(state.variables, "head"), peers))
+    variables = {c: {**tree, **synced.get(c, {})} for c, tree in state.variables.items()}
+    return BlockState(variables, state.opt_state)
+
+
+def evaluate(
+    block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key, *, dtype: Any
+) -> tuple[Carry, ObjectiveOut]:
+    """The block and its exit on running statistics, without dropout."""
+    return run(block, variables, carry, batch, key, train=False, dtype=dtype)

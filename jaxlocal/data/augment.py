@@ -1,0 +1,101 @@
+"""Crop, flip and normalisation, on the device and inside the step."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, UInt8
+
+from jaxlocal.objective import Batch
+from jaxlocal.variables import Key
+
+
+class Examples(NamedTuple):
+    """A whole split on the device, and which of its examples make the batch.
+
+    Attributes:
+      image: ``[n, h, w, c]``, 0..255.
+      label: ``[n]``.
+      chosen: ``[b]``, their positions in the split.
+    """
+
+    image: UInt8[Array, "n h w c"]
+    label: Int32[Array, "n"]
+    chosen: Int32[Array, "b"]
+
+
+class Recipe(NamedTuple):
+    """How the images of a data set are treated.
+
+    Attributes:
+      mean: per channel, in units of 1/255.
+      std: per channel, in units of 1/255.
+      pad: pixels of padding on every side, before a random crop to the old size.
+      pad_mode: of ``jnp.pad``, ``reflect`` or ``constant`` (zeros).
+      flip: whether half of the images are mirrored.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int = 0
+    pad_mode: str = "constant"
+    flip: bool = False
+
+
+_CIFAR = Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), pad=4, pad_mode="reflect", flip=True)
+_HALF = (127.5, 127.5, 127.5)
+
+# As in the AugLocal code, where it covers the data set; the digits sets are only normalised.
+RECIPES = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "svhn_cropped": Recipe(_HALF, _HALF, pad=2),
+    "stl10": Recipe(_HALF, _HALF, pad=4, flip=True),
+    "mnist": Recipe((33.3,), (78.6,)),
+    "fashion_mnist": Recipe((72.9,), (90.0,)),
+    "digits": Recipe((77.9,), (95.9,)),
+}
+
+
+def random_crop(image: Array, key: Key, pad: int, mode: str) -> Array:
+    """Pads every side by ``pad`` and cuts a window of the old size out of each image: ``[b, h, w, c]``."""
+    _, h, w, c = image.shape
+    padded = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
+    corner = jax.random.randint(key, (image.shape[0], 2), 0, 2 * pad + 1)
+
+    def window(one: Array, at: Array) -> Array:
+        return jax.lax.dynamic_slice(one, (at[0], at[1], 0), (h, w, c))
+
+    return jax.vmap(window)(padded, corner)
+
+
+def random_flip(image: Array, key: Key) -> Array:
+    """Mirrors each image of ``[b, h, w, c]`` left to right with probability 1/2."""
+    flip = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))
+    return jnp.where(flip, image[:, :, ::-1], image)
+
+
+def normalise(image: UInt8[Array, "b h w c"], recipe: Recipe) -> Float[Array, "b h w c"]:
+    """``(image - mean) / std`` in float32."""
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (recipe.mean, recipe.std))
+    return (image.astype(jnp.float32) - mean) / std
+
+
+class Prepare(Protocol):
+    """Turns what the program hands to a step into a batch, on the device and inside the step."""
+
+    def __call__(self, data: Any, key: Key, *, train: bool) -> Batch: ...
+
+
+def prepare_with(recipe: Recipe) -> Prepare:
+    """Gathers a batch from :class:`Examples`, augments it when training, normalises it."""
+
+    def prepare(data: Examples, key: Key, *, train: bool) -> Batch:
+        image = data.image[data.chosen]
+        if train:
+            crop_key, flip_key = jax.random.split(key)
+            image = random_crop(image, crop_key, recipe.pad, recipe.pad_mode) if recipe.pad else image
+            image = random_flip(image, flip_key) if recipe.flip else image
+        return Batch(normalise(image, recipe), data.label[data.chosen])
+
+    return prepare

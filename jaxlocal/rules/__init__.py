@@ -1,0 +1,8 @@
+"""The rules of supervised local learning, one file per paper."""
+
+from jaxlocal.rules.auglocal import auglocal
+from jaxlocal.rules.backprop import backprop
+from jaxlocal.rules.dgl import dgl
+from jaxlocal.rules.greedy import greedy
+
+__all__ = ["auglocal", "backprop", "dgl", "greedy"]

@@ -1,0 +1,86 @@
+"""Linen variable dicts, and the few operations on them that the core needs.
+
+``Variables`` are Linen collections, ``{collection: tree}``. The collection says
+what becomes of a tensor: ``params`` trains, ``batch_stats`` runs along, ``fixed``
+never changes. Whatever joins several modules (a block, a weighted sum) joins
+them *inside* each collection, so that ``variables['params']`` is always exactly
+what a gradient is taken for.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Variables = Mapping[str, Any]
+Key = jax.Array
+
+RUNNING = "batch_stats"  # the only collection that a forward pass may change
+
+
+def nest(**parts: Variables) -> Variables:
+    """Joins named variable dicts: ``{name: {collection: t}} -> {collection: {name: t}}``."""
+    collections = sorted({collection for part in parts.values() for collection in part})
+    return {c: {name: part[c] for name, part in parts.items() if c in part} for c in collections}
+
+
+def pick(variables: Variables, name: str) -> Variables:
+    """Takes one part out of nested variables; the inverse of :func:`nest`."""
+    return {c: tree[name] for c, tree in variables.items() if name in tree}
+
+
+def split(variables: Variables) -> tuple[Any, Variables]:
+    """Separates what trains from everything else: ``(params, the other collections)``."""
+    rest = {c: tree for c, tree in variables.items() if c != "params"}
+    return variables.get("params", {}), rest
+
+
+def cast(variables: Variables, dtype: Any) -> Variables:
+    """Casts every floating tensor to ``dtype``, except running statistics.
+
+    Running statistics keep their precision: in bfloat16 a moving average with
+    momentum 0.9 would stop moving.
+    """
+    return {c: tree if c == RUNNING else cast_floating(tree, dtype) for c, tree in variables.items()}
+
+
+def cast_floating(tree: Any, dtype: Any) -> Any:
+    """Casts the floating leaves of a pytree to ``dtype``; others are left alone."""
+
+    def leaf(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def size(tree: Any) -> int:
+    """Number of scalars in a pytree of arrays."""
+    return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def init_module(module: nn.Module, key: Key, x: Any) -> tuple[Any, Variables]:
+    """Initialises a Linen module that is called as ``module(x, train=...)``.
+
+    Compiled once for equal modules and shapes, so that a deep network of equal
+    units initialises in seconds.
+
+    Returns:
+      ``(output, variables)``.
+    """
+    return module.init_with_output(key, x, train=False)
+
+
+def apply_module(module: nn.Module, variables: Variables, x: Any, key: Key, *, train: bool) -> tuple[Any, Variables]:
+    """Applies a Linen module; ``key`` feeds its dropout.
+
+    Returns:
+      ``(output, mutated)`` where ``mutated`` holds the new running statistics
+      (empty when ``train`` is false).
+    """
+    if not train:
+        return module.apply(variables, x, train=False), {}
+    rngs = {"dropout": key}
+    return module.apply(variables, x, train=True, rngs=rngs, mutable=[RUNNING])
