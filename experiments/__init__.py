@@ -1,0 +1,1 @@
+"""Programs around the library: everything that reads flags, files or data sets."""

@@ -1,0 +1,190 @@
+"""From a config to everything a run needs. Whatever is wrong with the config is said here."""
+
+import functools
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError, one_of, user_input
+from experiments.optimizers import OPTIMIZERS, cosine_with_warmup
+from experiments.registry import MODELS, RULES, make
+from jaxlocal import data, losses
+from jaxlocal.block import Block, BlockState, make_blocks
+from jaxlocal.executors import Executor, TrainState, fused, init_state
+from jaxlocal.feed import Feed
+from jaxlocal.network import Network, cut_evenly, cut_everywhere
+from jaxlocal.objective import Batch
+from jaxlocal.variables import size
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Experiment(NamedTuple):
+    """A config, built.
+
+    Attributes:
+      dataset: decoded, in host memory.
+      network: with the cuts that the rule left.
+      blocks: units and objective of each block.
+      feed: of the rule.
+      optimizer: of every block.
+      schedule: step -> learning rate.
+      executor: the compiled step and evaluation.
+      steps_per_epoch: whole batches in the training split.
+      num_steps: of the whole run.
+      eval_every: steps between evaluations.
+      log_every: steps between log lines.
+    """
+
+    dataset: data.Dataset
+    network: Network
+    blocks: tuple[Block, ...]
+    feed: Feed
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    executor: Executor
+    steps_per_epoch: int
+    num_steps: int
+    eval_every: int
+    log_every: int
+
+    def init(self, seed: int) -> TrainState:
+        """The state before the first step."""
+        image = self.dataset.train.image[:1]
+        batch = Batch(jnp.zeros(image.shape, jnp.float32), jnp.zeros(1, jnp.int32))
+        with user_input("model"):
+            return init_state(self.blocks, self.feed, self.optimizer, jax.random.key(seed), batch)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds a config, cheapest checks first.
+
+    Raises:
+      UserError: if anything in the config is wrong, or the data set is missing.
+    """
+    dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
+    loss = losses.cross_entropy
+    if config.label_smoothing:
+        loss = functools.partial(loss, label_smoothing=config.label_smoothing)
+    units = make("model", MODELS, config.model)
+    rule = make("rule", RULES, config.rule, loss=loss)
+    with user_input("cuts"):
+        network = Network(units, parse_cuts(config.cuts, units))
+    one_of("data set", config.dataset, data.NAMES)
+    durations = {name: parse_duration(config[name]) for name in ("duration", "eval_every", "log_every")}
+    try:
+        dataset = data.load(config.dataset, config.data_dir or None)
+    except data.MissingDataError as error:
+        raise UserError(str(error)) from error
+    if config.eval_examples:
+        dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
+    with user_input("cuts and rule"):
+        network, local_rule = rule(network, dataset.num_classes)
+        blocks = make_blocks(network, local_rule)
+    with user_input("batch_size"):
+        per_epoch = data.steps_per_epoch(len(dataset.train.label), config.batch_size)
+    steps = {name: max(1, round(n * (per_epoch if unit else 1))) for name, (n, unit) in durations.items()}
+    schedule = cosine_with_warmup(
+        config.learning_rate, steps["duration"] / per_epoch, per_epoch, config.warmup_epochs, config.warmup_start
+    )
+    optimizer = make("optimizer", OPTIMIZERS, config.optimizer, learning_rate=schedule)
+    prepare = data.prepare_with(data.RECIPES[config.dataset])
+    return Experiment(
+        dataset=dataset,
+        network=network,
+        blocks=blocks,
+        feed=local_rule.feed,
+        optimizer=optimizer,
+        schedule=schedule,
+        executor=fused(blocks, local_rule.feed, optimizer, prepare=prepare, dtype=dtype),
+        steps_per_epoch=per_epoch,
+        num_steps=steps["duration"],
+        eval_every=steps["eval_every"],
+        log_every=steps["log_every"],
+    )
+
+
+def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...]:
+    """Reads ``all``, ``even:K`` or indices such as ``1,4,7``.
+
+    Raises:
+      ValueError: if it is none of these, or does not fit the units.
+    """
+    if text == "all":
+        return cut_everywhere(units)
+    if match := re.fullmatch(r"even:(\d+)", text):
+        return cut_evenly(units, int(match[1]))
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        return tuple(int(cut) for cut in text.split(","))
+    raise ValueError(f"{text!r} given; write all, even:K (K blocks), or the first unit of each block, as 1,4,7")
+
+
+def parse_duration(text: str) -> tuple[float, bool]:
+    """Reads ``400 epochs`` or ``200 steps``.
+
+    Returns:
+      ``(number, whether it counts epochs)``.
+
+    Raises:
+      UserError: if it is neither, or not positive.
+    """
+    match = re.fullmatch(r"([0-9.]+) *(epoch|step)s?", text)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if not match or number <= 0:
+        raise UserError(f"duration {text!r}: write a positive number of epochs or steps, as '400 epochs'")
+    return number, match[2] == "epoch"
+
+
+def describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    """Cuts and parameter counts, for ``config.json`` and the first lines on the terminal."""
+
+    def counts(block: BlockState) -> dict[str, int]:
+        params = block.variables["params"]
+        head = size(params.get("head", {}))
+        return {"units": size(params) - head, "head": head}
+
+    return {
+        "units": len(experiment.network.units),
+        "cuts": list(experiment.network.cuts),
+        "parameters": [counts(block) for block in state.blocks],
+        "train_examples": len(experiment.dataset.train.label),
+        "test_examples": len(experiment.dataset.test.label),
+        "steps_per_epoch": experiment.steps_per_epoch,
+        "num_steps": experiment.num_steps,
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions and device, for the record."""
+    versions = {module.__name__: module.__version__ for module in (jax, np, optax)}
+    device = jax.devices()[0]
+    return {**versions, "device": device.device_kind, "platform": device.platform, "host_cpus": str(os.cpu_count())}
+
+
+def evaluate(experiment: Experiment, state: TrainState, batch_size: int) -> list[Mapping[str, float]]:
+    """Metrics of each exit on the whole test split, weighted by the size of each chunk."""
+    test = experiment.dataset.test
+    image, label = jnp.asarray(test.image), jnp.asarray(test.label)
+    n = len(test.label)
+    totals: list[dict[str, float]] = [{} for _ in experiment.blocks]
+    chunks = [np.arange(i, min(i + batch_size, n), dtype=np.int32) for i in range(0, n, batch_size)]
+    pending = [
+        (len(c), experiment.executor.evaluate(state, data.Examples(image, label, jnp.asarray(c)))) for c in chunks
+    ]
+    for count, metrics in pending:
+        for total, block_metrics in zip(totals, jax.device_get(metrics), strict=True):
+            for name, x in block_metrics.items():
+                total[name] = total.get(name, 0.0) + float(x) * count / n
+    return list(totals)

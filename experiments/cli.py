@@ -1,0 +1,79 @@
+"""How every program starts, and how it says that something it was given is wrong."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+
+import jax
+from absl import app, flags, logging
+
+from jaxlocal.data.sources import default_cache_dir
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
+
+BAD_INPUT = 2  # exit code
+
+
+class UserError(Exception):
+    """What was given is wrong. The message is one line: what was given, what was expected, what to do."""
+
+
+@contextlib.contextmanager
+def user_input(what: str) -> Iterator[None]:
+    """Errors raised in here are about ``what``, which the user gave."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def one_of(kind: str, name: str, known: Sequence[str]) -> str:
+    """Returns ``name`` if it is known.
+
+    Raises:
+      UserError: otherwise, with the nearest known name.
+    """
+    if name in known:
+        return name
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown {kind} {name!r}: {hint}known are {', '.join(sorted(known))}")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags and runs ``main``; errors in the input end in one line and exit code 2."""
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except Exception as error:
+            raise _stop(error) from error
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if len(argv) > 1:
+            raise _stop(UserError(f"unexpected argument {argv[1]!r}: flags are given as --name=value"))
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # Orbax logs every file that it writes
+        _cache_compilations()
+        try:
+            return main(argv)
+        except UserError as error:
+            if _DEBUG.value:
+                raise
+            raise _stop(error) from error
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _cache_compilations() -> None:
+    """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
+    jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _stop(error: Exception) -> SystemExit:
+    first_line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    print(f"error: {first_line}", file=sys.stderr)
+    return SystemExit(BAD_INPUT)

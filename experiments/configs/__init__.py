@@ -1,0 +1,1 @@
+"""Configs: what to train, how, and what was seen when it was."""

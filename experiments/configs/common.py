@@ -1,0 +1,64 @@
+"""What the configs share. A config file adds its model, its rule and its evidence."""
+
+from ml_collections import ConfigDict
+
+
+def digits() -> ConfigDict:
+    """A convolutional network on scikit-learn's digits: a run of a minute on a laptop."""
+    return ConfigDict(
+        {
+            "dataset": "digits",
+            "data_dir": "",  # TFDS directory; "" for TFDS's default
+            "eval_examples": 0,  # test examples to evaluate; 0 for all
+            "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
+            "cuts": "all",  # all, even:K, or the first unit of each block, as 1,4,7
+            "rule": {"name": "backprop"},
+            "label_smoothing": 0.0,
+            "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+            "learning_rate": 0.05,
+            "warmup_epochs": 2,
+            "warmup_start": 0.01,
+            "batch_size": 64,
+            "eval_batch_size": 360,
+            "duration": "30 epochs",
+            "eval_every": "3 epochs",
+            "log_every": "3 epochs",
+            "dtype": "float32",
+            "seed": 0,
+            "evidence": {"paper": "", "command": "", "expected": "", "run_time": ""},
+        }
+    )
+
+
+def cifar10() -> ConfigDict:
+    """The recipe of the AugLocal and MAN papers for CIFAR-10: ResNet-32, 400 epochs, batch 1024."""
+    config = digits()
+    config.dataset = "cifar10"
+    config.model = ConfigDict({"name": "resnet", "depth": 32, "width": 16})
+    config.learning_rate = 0.8
+    config.warmup_epochs = 10
+    config.batch_size = 1024
+    config.eval_batch_size = 1000
+    config.duration = "400 epochs"
+    config.eval_every = "5 epochs"
+    config.log_every = "10 steps"
+    return config
+
+
+def finish(config: ConfigDict, mode: str) -> ConfigDict:
+    """Applies the argument of ``--config=file.py:mode``: nothing, or ``smoke`` for a run of seconds.
+
+    Raises:
+      ValueError: if the mode is not known.
+    """
+    if mode == "smoke":
+        config.duration = config.eval_every = "4 steps"
+        config.log_every = "2 steps"
+        config.batch_size = config.eval_batch_size = 32
+        config.eval_examples = 100
+        if config.model.name == "resnet":
+            config.model.depth = 20
+            config.model.width = 4
+    elif mode:
+        raise ValueError(f"unknown mode {mode!r} of a config: use file.py or file.py:smoke")
+    return config

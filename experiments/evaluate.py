@@ -1,0 +1,43 @@
+"""Restores a run and evaluates every exit on the test split.
+
+.. code-block:: shell
+
+    python -m experiments.evaluate --workdir=/tmp/digits
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import build as building
+from experiments.checkpoint import Checkpoints
+from experiments.cli import UserError, run
+from experiments.record import format_blocks
+from experiments.workdir import load_config
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which checkpoint to evaluate.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the exits as a table and as one JSON line."""
+    del argv
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed: the directory of the run to evaluate")
+    workdir = Path(_WORKDIR.value)
+    config = load_config(workdir)
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.step(_CHECKPOINT.value)
+    if step is None:
+        raise UserError(f"no checkpoint in {workdir}: train it first")
+    experiment = building.build(config)
+    state = checkpoints.restore(step, experiment.init(config.seed))
+    exits = building.evaluate(experiment, state, config.eval_batch_size)
+    print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint)\n{format_blocks(exits)}")
+    print(json.dumps({"step": step, "accuracy": [e["accuracy"] for e in exits], "loss": [e["loss"] for e in exits]}))
+
+
+if __name__ == "__main__":
+    run(main)

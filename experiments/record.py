@@ -1,0 +1,115 @@
+"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, and lines on the terminal."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class Recorder:
+    """Writes metrics. After a restart at ``step``, lines of later steps are dropped, so none is repeated."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._path = workdir / "metrics.jsonl"
+        self.history = [line for line in read_history(self._path) if line["step"] <= step]
+        _replace_text(self._path, "".join(json.dumps(line) + "\n" for line in self.history))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, split: str, blocks: Sequence[Mapping[str, float]], **scalars: float) -> None:
+        """Records the metrics of each block, and scalars of the whole run."""
+        names = sorted({name for block in blocks for name in block})
+        per_block = {name: [_finite(block.get(name)) for block in blocks] for name in names}
+        line = {"step": step, "split": split, **scalars, **per_block}
+        self.history.append(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+        for i, block in enumerate(blocks):
+            for name, value in block.items():
+                self._events.add_scalar(f"{split}/block_{i:02d}/{name}", value, step)
+
+    def timing(self, step: int, images_per_second: float) -> None:
+        """Records throughput, for TensorBoard only: a resumed run repeats its metrics, not its speed."""
+        self._events.add_scalar("train/images_per_second", images_per_second, step)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        self._file.close()
+        self._events.close()
+
+
+def _finite(x: float | None) -> float | None:
+    """JSON has no NaN: a metric that a block does not report, or that diverged, is null."""
+    return x if x is not None and math.isfinite(x) else None
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file in one piece: readers see the old file or the new one."""
+    _replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class Chrono:
+    """Throughput and time to go, leaving out compilation (the first step) and evaluation."""
+
+    def __init__(self, num_steps: int, batch_size: int) -> None:
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+        self._first_step = 0
+        self._started: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether :meth:`start` was called."""
+        return self._started is not None
+
+    def start(self, step: int) -> None:
+        """Starts the clock after ``step`` steps are done."""
+        self._first_step, self._started = step, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time spent in here."""
+        began = time.monotonic()
+        yield
+        self._started = (self._started or began) + time.monotonic() - began
+
+    def read(self, step: int) -> tuple[float, str]:
+        """Images per second so far, and the time to go as ``h:mm:ss``."""
+        elapsed = time.monotonic() - (self._started or 0)
+        if step <= self._first_step or elapsed <= 0:
+            return 0.0, "-:--:--"
+        rate = (step - self._first_step) / elapsed
+        seconds = round((self._num_steps - step) / rate)
+        return rate * self._batch_size, f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def format_blocks(blocks: Sequence[Mapping[str, float]]) -> str:
+    """One row of losses and one of accuracies in percent, first block to last."""
+    loss = " ".join(f"{block['loss']:5.3f}" for block in blocks)
+    accuracy = " ".join(f"{100 * block['accuracy']:5.1f}" if "accuracy" in block else "    -" for block in blocks)
+    return f"  loss       {loss}\n  accuracy % {accuracy}"

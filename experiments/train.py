@@ -1,0 +1,41 @@
+"""Trains a network by a rule, evaluates every exit, and leaves metrics and checkpoints.
+
+.. code-block:: shell
+
+    python -m experiments.train --config=experiments/configs/auglocal_digits.py --workdir=/tmp/digits
+    python -m experiments.train --list
+
+Any field of the config can be overridden (``--config.rule.depth=3``), and every config
+has a form that ends in seconds (``--config=...py:smoke``). Started again with the same
+workdir, a run goes on where it was. Ctrl-C saves first.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.cli import UserError, run
+from experiments.registry import listing
+from experiments.training import train_and_evaluate
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file of experiments/configs.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
+_LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program."""
+    del argv
+    if _LIST.value:
+        print(listing())
+        return 0
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError("--config and --workdir are needed, as in --config=experiments/configs/auglocal_digits.py")
+    results = train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
+    return 128 + results.stopped_by if results.stopped_by else 0
+
+
+if __name__ == "__main__":
+    run(main)

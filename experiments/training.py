@@ -1,0 +1,162 @@
+"""The training loop: steps, log lines, evaluations, checkpoints."""
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments import build as building
+from experiments.build import Experiment, build, describe, environment
+from experiments.checkpoint import Checkpoints
+from experiments.record import Chrono, Recorder, format_blocks
+from experiments.workdir import claim
+from jaxlocal import data
+from jaxlocal.executors import BlockMetrics, TrainState
+
+
+class Results(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+      workdir: where its files are.
+      history: the lines of ``metrics.jsonl``.
+      about: cuts and parameter counts, as in ``config.json``.
+      exits: metrics of each exit on the test split, now.
+      stopped_by: the signal that ended the run early; None if it ran to its end.
+    """
+
+    workdir: Path
+    history: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any]
+    exits: Sequence[Mapping[str, float]]
+    stopped_by: signal.Signals | None
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
+    """Trains a config to its end, or on from where ``workdir`` stands.
+
+    Args:
+      config: as :mod:`experiments.configs` makes them.
+      workdir: made if need be; must not hold a run of another config.
+
+    Raises:
+      UserError: if the config, the data set or the workdir cannot be used.
+    """
+    experiment = build(config)
+    state = experiment.init(config.seed)
+    about = describe(experiment, state)
+    claim(workdir, config, about, environment())
+    checkpoints = Checkpoints(workdir)
+    last = checkpoints.step("last")
+    if last is not None:
+        state = checkpoints.restore(last, state)
+        print(f"resuming {workdir} at step {last} of {experiment.num_steps}")
+    recorder = Recorder(workdir, last or 0)
+    _announce(config, about)
+    with _signals() as received:
+        try:
+            exits = _loop(config, experiment, state, recorder, checkpoints, received)
+        finally:
+            recorder.close()
+            checkpoints.close()
+    return Results(workdir, recorder.history, about, exits, received[0] if received else None)
+
+
+def _loop(
+    config: ConfigDict,
+    experiment: Experiment,
+    state: TrainState,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    received: Sequence[signal.Signals],
+) -> Sequence[Mapping[str, float]]:
+    """Steps, log lines, evaluations and checkpoints, until the end or a signal.
+
+    Metrics are those of single steps, and the fetch of one step's waits until the next
+    step is under way, so the device never idles for them.
+    """
+    train = experiment.dataset.train
+    image, label = jnp.asarray(train.image), jnp.asarray(train.label)
+    chrono = Chrono(experiment.num_steps, config.batch_size)
+    exits: Sequence[Mapping[str, float]] | None = None
+    unlogged = None
+
+    for step in range(int(state.step), experiment.num_steps):
+        index = data.batch_indices(config.seed, step, len(train.label), config.batch_size)
+        state, metrics = experiment.executor.step(state, data.Examples(image, label, jnp.asarray(index)))
+        done = step + 1
+        if unlogged:
+            _log(*unlogged, experiment, recorder, chrono)
+        if not chrono.running:
+            jax.block_until_ready(state)
+            chrono.start(done)
+        unlogged = (done, metrics) if done % experiment.log_every == 0 or done == experiment.num_steps else None
+        evaluate_now = done % experiment.eval_every == 0 or done == experiment.num_steps
+        if unlogged and (evaluate_now or received):
+            _log(*unlogged, experiment, recorder, chrono)
+            unlogged = None
+        if evaluate_now:
+            with chrono.paused():
+                exits = building.evaluate(experiment, state, config.eval_batch_size)
+                recorder.write(done, "test", exits)
+                print(f"step {done} test\n{format_blocks(exits)}", flush=True)
+                checkpoints.save(done, state, exits[-1]["accuracy"])
+        if received:
+            checkpoints.save(done, state)
+            print(f"{received[0].name}: step {done} is saved; the same command goes on from there", flush=True)
+            break
+    return exits or building.evaluate(experiment, state, config.eval_batch_size)
+
+
+def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Recorder, chrono: Chrono) -> None:
+    """One line of training metrics, to the files and the terminal."""
+    blocks = [{name: float(x) for name, x in block.items()} for block in jax.device_get(metrics)]
+    rate = float(experiment.schedule(step - 1))
+    epoch = step / experiment.steps_per_epoch
+    recorder.write(step, "train", blocks, epoch=epoch, learning_rate=rate)
+    images_per_second, to_go = chrono.read(step)
+    recorder.timing(step, images_per_second)
+    print(
+        f"step {step}/{experiment.num_steps}  epoch {epoch:.2f}  {images_per_second:,.0f} img/s  ETA {to_go}  "
+        f"lr {rate:.4g}\n{format_blocks(blocks)}",
+        flush=True,
+    )
+
+
+def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:
+    """What is about to be trained."""
+    units = sum(p["units"] for p in about["parameters"])
+    heads = sum(p["head"] for p in about["parameters"])
+    print(
+        f"{config.rule.name} on {config.model.name}, {config.dataset}: {about['units']} units in "
+        f"{len(about['parameters'])} blocks (cuts {about['cuts']}), {units:,} parameters, {heads:,} in heads; "
+        f"{about['num_steps']} steps of {config.batch_size}",
+        flush=True,
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """Collects SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once."""
+    received: list[signal.Signals] = []
+    old: dict[signal.Signals, Any] = {}
+
+    def handler(number: int, frame: Any) -> None:
+        del frame
+        received.append(signal.Signals(number))
+        for sig, previous in old.items():
+            signal.signal(sig, previous)
+
+    if threading.current_thread() is threading.main_thread():
+        old = {sig: signal.signal(sig, handler) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for sig, previous in old.items():
+            signal.signal(sig, previous)

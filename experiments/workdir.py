@@ -1,0 +1,66 @@
+"""A run's directory, and the ``config.json`` that says whose it is."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError
+from experiments.record import write_json
+
+_FILE = "config.json"
+
+
+def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Makes the directory this config's own, or finds that it is already.
+
+    Raises:
+      UserError: if it holds a run of another config, or cannot be written.
+    """
+    content = {"config": config.to_dict(), "about": about, "environment": environment}
+    content = json.loads(json.dumps(content))
+    if (workdir / _FILE).exists():
+        theirs = _read(workdir)["config"]
+        if differing := _differences(theirs, content["config"]):
+            field, old, new = differing[0]
+            raise UserError(
+                f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
+                "give another --workdir, or the old config to go on"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / _FILE, content)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The config of a run. It is read as data; nothing is executed.
+
+    Raises:
+      UserError: if there is no run in the directory.
+    """
+    return ConfigDict(_read(workdir)["config"])
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+    path = workdir / _FILE
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"no run in {workdir}: {_FILE} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise UserError(f"{path} is damaged (no field 'config')")
+    return content
+
+
+def _differences(old: Any, new: Any, field: str = "config") -> list[tuple[str, Any, Any]]:
+    """``(field, old, new)`` wherever two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{field}.{k}")]
+    return [] if old == new else [(field, old, new)]
