@@ -1,0 +1,16 @@
+"""Shapes in annotations are checked at run time, and mixed dtypes are an error."""
+
+import os
+import tempfile
+
+from jaxtyping import install_import_hook
+
+# Before jaxlocal or jax are imported: tests must not read or fill the user's cache.
+os.environ["JAXLOCAL_CACHE"] = tempfile.mkdtemp(prefix="jaxlocal-tests-")
+
+with install_import_hook("jaxlocal", "beartype.beartype"):
+    import jaxlocal  # noqa: F401
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,0 +1,58 @@
+"""Imports point one way, and the library stays pure."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A module may import from its own layer's row and the rows above it.
+LAYERS = [
+    ("variables", "network", "losses", "layers"),
+    ("heads", "models", "objective"),
+    ("feed", "data"),
+    ("rule",),
+    ("block",),
+    ("executors",),
+    ("rules",),
+]
+LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
+FILES = [
+    path
+    for path in sorted((ROOT / "jaxlocal").rglob("*.py"))
+    if path.parent != ROOT / "jaxlocal" or path.stem != "__init__"
+]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(ROOT / "jaxlocal").parts[0].removesuffix(".py")
+    for name in imported(path):
+        package, *parts = name.split(".")
+        assert package != "experiments"
+        if package == "jaxlocal":
+            assert LEVEL[parts[0]] <= LEVEL[own], f"{own} imports {parts[0]}"
+
+
+def test_the_library_imports_no_io():
+    unwanted = ("tensorflow", "tensorflow_datasets", "orbax.checkpoint", "sklearn", "ml_collections", "matplotlib")
+    code = f"import sys, jaxlocal; print([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jaxlocal" / "rules").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_rule_is_one_short_file(path):
+    assert len(path.read_text().splitlines()) <= 120

@@ -1,0 +1,140 @@
+"""The contract of every rule. A new rule passes it by adding a row."""
+
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.checkpoint import Checkpoints
+from jaxlocal import Batch, init_state, rules
+from jaxlocal.executors.fused import train_step
+from jaxlocal.variables import size
+from tests import toy
+
+# name: (rule, blocks on the five-unit network, parameters with heads)
+ROWS = {
+    "backprop": (rules.backprop(), 1, 4818),
+    "greedy": (rules.greedy(), 5, 5258),
+    "dgl": (rules.dgl(), 5, 12250),
+    "auglocal": (rules.auglocal(depth=2), 3, 10454),
+}
+
+
+def flax_promotion(dtype):
+    """Flax's batch norm mixes bfloat16 inputs with float32 statistics, as it should."""
+    return jax.numpy_dtype_promotion("standard" if dtype == jnp.bfloat16 else "strict")
+
+
+rows = pytest.mark.parametrize("name", ROWS)
+
+
+@rows
+def test_loss_of_every_block_falls(name):
+    t = toy.make(ROWS[name][0])
+    state, first = t.executor.step(t.state, t.batch)
+    for _ in range(100):
+        state, last = t.executor.step(state, t.batch)
+    for before, after in zip(first, last, strict=True):
+        assert after["loss"] < 0.9 * before["loss"]
+
+
+@rows
+def test_traces_once(name):
+    t = toy.make(ROWS[name][0])
+    chex.clear_trace_counter()
+    step = jax.jit(
+        chex.assert_max_traces(n=1)(lambda state, batch: train_step(t.blocks, t.feed, toy.OPTIMIZER, state, batch))
+    )
+    state = t.state
+    for _ in range(3):
+        state, _ = step(state, t.batch)
+    assert state.step == 3
+
+
+@rows
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_state_keeps_structure_shapes_and_dtypes(name, dtype):
+    t = toy.make(ROWS[name][0], dtype=dtype)
+    before = jax.eval_shape(lambda: t.state)
+    with flax_promotion(dtype):
+        after, metrics = t.executor.step(t.state, t.batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, jax.eval_shape(lambda: after))
+    chex.assert_tree_all_finite((after.blocks, metrics))
+    for leaf in jax.tree.leaves(after.blocks):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+@rows
+def test_bfloat16_learns_like_float32(name):
+    losses = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        t = toy.make(ROWS[name][0], dtype=dtype)
+        state = t.state
+        for _ in range(10):
+            with flax_promotion(dtype):
+                state, metrics = t.executor.step(state, t.batch)
+        losses[dtype] = np.array([block["loss"] for block in metrics])
+    np.testing.assert_allclose(losses[jnp.bfloat16], losses[jnp.float32], rtol=0.1)
+    assert (losses[jnp.bfloat16] != losses[jnp.float32]).all()
+
+
+@rows
+def test_checkpoint_round_trip(name, tmp_path: Path):
+    t = toy.make(ROWS[name][0])
+    state, _ = t.executor.step(t.state, t.batch)
+    checkpoints = Checkpoints(tmp_path)
+    going_on = toy.copy(state)
+    checkpoints.save(1, going_on, 0.5)
+    for _ in range(3):  # donates what is still being written
+        going_on, _ = t.executor.step(going_on, t.batch)
+    checkpoints.close()
+    restored = Checkpoints(tmp_path).restore(1, toy.make(ROWS[name][0], seed=1).state)
+    chex.assert_trees_all_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
+    chex.assert_trees_all_equal(restored.blocks, state.blocks)
+    assert restored.step == 1
+
+
+@rows
+def test_vmap_over_seeds(name):
+    t = toy.make(ROWS[name][0])
+    example = Batch(*(x[:1] for x in t.batch))
+    keys = jax.random.split(jax.random.key(0), 3)
+    states = jax.vmap(lambda key: init_state(t.blocks, t.feed, toy.OPTIMIZER, key, example))(keys)
+    step = jax.jit(jax.vmap(lambda state, batch: train_step(t.blocks, t.feed, toy.OPTIMIZER, state, batch), (0, None)))
+    _, metrics = step(states, t.batch)
+    assert len({float(x) for x in metrics[-1]["loss"]}) == 3
+
+
+@rows
+def test_a_later_block_never_changes_an_earlier_update(name):
+    """Perturbing block j leaves the updates of all blocks i < j bitwise unchanged."""
+    t = toy.make(ROWS[name][0])
+    clean, _ = t.executor.step(toy.copy(t.state), t.batch)
+    for j in range(1, len(t.blocks)):
+        blocks = list(toy.copy(t.state).blocks)
+        blocks[j] = jax.tree.map(lambda x: x + jnp.ones_like(x), blocks[j])
+        perturbed, _ = t.executor.step(toy.copy(t.state).replace(blocks=tuple(blocks)), t.batch)
+        chex.assert_trees_all_equal(perturbed.blocks[:j], clean.blocks[:j])
+        with pytest.raises(AssertionError):  # the perturbation itself was seen
+            chex.assert_trees_all_equal(perturbed.blocks[j], clean.blocks[j])
+
+
+@rows
+def test_every_exit_is_evaluated(name):
+    t = toy.make(ROWS[name][0])
+    exits = t.executor.evaluate(t.state, t.batch)
+    assert len(exits) == ROWS[name][1]
+    for block in exits:
+        assert 0 <= block["accuracy"] <= 1
+        assert block["loss"] > 0
+
+
+@rows
+def test_number_of_parameters(name):
+    t = toy.make(ROWS[name][0])
+    assert size([block.variables["params"] for block in t.state.blocks]) == ROWS[name][2], (
+        "the rule's heads have changed size: did you mean to change this?"
+    )

@@ -1,0 +1,95 @@
+"""The documented command against the authors' numbers, and the table of reference names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import reference
+from tests.programs import assert_one_line_error, program
+
+GOLDEN = Path(__file__).parent / "golden"
+TENSORS = {
+    "bp_resnet32": 167,
+    "dgl_resnet32_k16": 572,
+    "dgl_resnet32_k16_stl10": 572,
+    "auglocal_resnet32_k16_d1": 446,
+    "auglocal_resnet32_k16_d2": 538,
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_agrees_with_the_authors_code(name):
+    done = program("parity", f"--golden={GOLDEN / name}.json")
+    result = json.loads(done.stdout)
+    assert done.returncode == 0, result
+    assert result["tensors"] == TENSORS[name]
+    for quantity in ("losses", "logits", "gradients", "running_statistics"):
+        assert 0 <= result[quantity] < 1e-10  # far below the 1e-6 that the program asks for
+
+
+def altered(tmp_path, change) -> str:
+    golden = json.loads((GOLDEN / "bp_resnet32.json").read_text())
+    change(golden)
+    path = tmp_path / "golden.json"
+    path.write_text(json.dumps(golden))
+    return f"--golden={path}"
+
+
+@pytest.mark.parametrize("quantity", ["losses", "logits", "gradients", "running_statistics"])
+def test_notices_a_difference(tmp_path, quantity):
+    def change(golden):
+        if quantity == "losses":
+            golden["final_loss"] *= 1 + 1e-5
+        elif quantity == "logits":
+            golden["logits"][3][2] += 1e-4
+        else:
+            table, name = {
+                "gradients": (golden["grads"], "layer2.0.downsample.0.weight"),
+                "running_statistics": (golden["running_after"], "layer3.4.bn2.running_var"),
+            }[quantity]
+            table[name]["probe"] += 1e-5 * table[name]["norm"]
+
+    done = program("parity", altered(tmp_path, change))
+    result = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert not result["ok"]
+    assert [q for q in ("losses", "logits", "gradients", "running_statistics") if result[q] > 1e-6] == [quantity]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: g.update(rule="XYZ"), ["'XYZ'", "BP, DGL, AugLocal"]),
+        (lambda g: g.pop("arch"), ["no field 'arch'"]),
+        (lambda g: g.update(arch="resnet33"), ["6n + 2"]),
+        (lambda g: g["state_shapes"].update({"conv1.weight": [16, 1, 3, 3]}), ["conv1.weight", "[16, 3, 3, 3]"]),
+        (lambda g: g["state_shapes"].update({"extra.weight": [1]}), ["one side only", "extra.weight"]),
+    ],
+)
+def test_a_file_that_cannot_be_served(tmp_path, change, words):
+    assert_one_line_error(program("parity", altered(tmp_path, change)), *words)
+
+
+def test_no_file():
+    assert_one_line_error(program("parity"), "--golden=FILE.json")
+    assert_one_line_error(program("parity", "--golden=none.json"), "none.json")
+
+
+@pytest.mark.parametrize(("shape", "reference_shape"), [((3, 3, 4, 5), (5, 4, 3, 3)), ((6, 7), (7, 6)), ((8,), (8,))])
+def test_layouts_are_inverse(shape, reference_shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    there = reference.to_reference(("params", "unit_0", "conv1", "kernel"), x, {})
+    assert there.shape == reference_shape
+    np.testing.assert_array_equal(reference.from_reference(("params", "unit_0", "conv1", "kernel"), there, {}), x)
+
+
+def test_flattened_images_change_their_order():
+    """PyTorch flattens (c, h, w), we (h, w, c)."""
+    path = ("params", "head", "dense1", "kernel")
+    variables = {"params": {"head": {"conv3": {"kernel": np.zeros((1, 1, 3, 3))}}}}
+    image, kernel = np.arange(12.0).reshape(2, 2, 3), np.random.default_rng(0).standard_normal((12, 5))
+    theirs = reference.to_reference(path, kernel, variables)
+    np.testing.assert_allclose(theirs @ image.transpose(2, 0, 1).ravel(), image.ravel() @ kernel)
+    np.testing.assert_array_equal(reference.from_reference(path, theirs, variables), kernel)

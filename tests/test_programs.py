@@ -1,0 +1,241 @@
+"""The programs from end to end: smoke configs, interruption, evaluation, and what they say to bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from experiments import registry
+from experiments.build import build, parse_duration
+from experiments.checkpoint import Checkpoints
+from experiments.cli import UserError
+from experiments.record import read_history
+from experiments.training import train_and_evaluate
+from tests.programs import ROOT, assert_one_line_error, program
+
+CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
+DIGITS = "--config=experiments/configs/auglocal_digits.py:smoke"
+
+
+def get_config(path: Path, mode: str = "") -> ConfigDict:
+    namespace: dict = {}
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace["get_config"](mode)
+
+
+def digits(**changes) -> ConfigDict:
+    config = get_config(ROOT / "experiments" / "configs" / "auglocal_digits.py", "smoke")
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_has_a_smoke_form_that_trains(path, tmp_path):
+    with tfds.testing.mock_data(num_examples=64):
+        results = train_and_evaluate(get_config(path, "smoke"), tmp_path)
+    assert results.stopped_by is None
+    assert [line["step"] for line in results.history if line["split"] == "train"] == [2, 4]
+    assert all(np.isfinite(block["loss"]) for block in results.exits)
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert about["about"] == results.about
+    assert about["environment"].keys() >= {"jax", "device"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_carries_its_evidence(path):
+    evidence = get_config(path).evidence
+    assert f"experiments/configs/{path.name}" in evidence.command
+    assert all(evidence[field] for field in ("paper", "expected", "run_time"))
+
+
+def started(module: str, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", f"experiments.{module}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen, beginning: str) -> None:
+    assert any(line.startswith(beginning) for line in process.stdout)
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    """SIGINT saves; the same command goes on; metrics lines are neither lost nor repeated."""
+    flags = [DIGITS, "--config.duration=60 steps", "--config.eval_every=20 steps", "--config.log_every=1 steps"]
+    whole = program("train", *flags, f"--workdir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    with started("train", *flags, f"--workdir={tmp_path / 'cut'}") as process:
+        read_until(process, "step 23/")
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "SIGINT: step" in rest
+    again = program("train", *flags, f"--workdir={tmp_path / 'cut'}")
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
+    flags = [DIGITS, "--config.duration=400 steps", "--config.eval_every=10 steps", "--config.log_every=1 steps"]
+    with started("train", *flags, f"--workdir={tmp_path}") as process:
+        read_until(process, "step 37/")
+        process.kill()
+    config = digits(duration="40 steps", eval_every="10 steps", log_every="1 steps")
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["config"]["duration"] = "40 steps"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    results = train_and_evaluate(config, tmp_path)
+    steps = [line["step"] for line in results.history if line["split"] == "train"]
+    assert steps == list(range(1, 41))
+
+
+def test_last_and_best_checkpoints_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    experiment = build(digits())
+    state = experiment.init(0)
+    for step, accuracy in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.6), (5, 0.4)):
+        checkpoints.save(step, state, accuracy)
+    checkpoints.save(6, state)
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    assert (again.step("best"), again.step("last")) == (2, 6)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
+
+
+def test_evaluate_and_a_finished_run(tmp_path):
+    trained = train_and_evaluate(digits(), tmp_path)
+    done = program("evaluate", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["step"] == 4
+    np.testing.assert_allclose(result["accuracy"], [block["accuracy"] for block in trained.exits], atol=1e-6)
+    again = train_and_evaluate(digits(), tmp_path)
+    assert len(again.history) == len(trained.history)
+    assert list(again.exits) == list(trained.exits)
+
+
+def test_compare_writes_a_table_and_a_picture(tmp_path):
+    done = program("compare", DIGITS, "--rules=auglocal,greedy,backprop", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert table in done.stdout
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["auglocal", "greedy", "backprop"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "greedy" / "metrics.jsonl").exists()
+
+
+def test_list_names_everything():
+    listing = program("train", "--list").stdout
+    for name in (*registry.RULES, *registry.MODELS, "cifar10", "stl10"):
+        assert name in listing
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    train_and_evaluate(digits(), tmp_path)
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--workdir=/tmp/x"], ["--config"]),
+        ([DIGITS], ["--workdir"]),
+        ([DIGITS, "--workdir=/tmp/x", "--nonsense=1"], ["nonsense"]),
+        ([DIGITS, "--workdir=/tmp/x", "--config.rule.dept=3"], ["dept"]),
+        ([DIGITS, "--workdir=/tmp/x", "--config.rule.depth=two"], ["two"]),
+        ([DIGITS, "--workdir=/tmp/x", "stray"], ["stray"]),
+        (["--config=experiments/configs/none.py", "--workdir=/tmp/x"], ["none.py"]),
+        (["--config=experiments/configs/auglocal_digits.py:smok", "--workdir=/tmp/x"], ["smok"]),
+        ([DIGITS, "--workdir=/proc/nowhere"], ["/proc/nowhere", "cannot be written"]),
+        (["--config=experiments/configs/auglocal_cifar10.py", "--workdir=/tmp/x"], ["experiments.prepare"]),
+    ],
+)
+def test_bad_flags_get_one_line(flags, words):
+    assert_one_line_error(program("train", *flags), *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "cifar11"}, r"unknown data set 'cifar11': did you mean 'cifar10'\?"),
+        ({"dtype": "float16"}, r"unknown dtype 'float16'"),
+        ({"rule": {"name": "auglocl"}}, r"unknown rule 'auglocl': did you mean 'auglocal'\?"),
+        ({"model": {"name": "resnet", "depht": 20}}, r"parameter of model resnet: 'depht': did you mean 'depth'\?"),
+        ({"model": {"name": "resnet", "depth": 21}}, r"model resnet: .* 6n \+ 2"),
+        ({"rule": {"name": "auglocal", "depth": 0}}, r"depth is 1 or more"),
+        ({"rule": {"name": "auglocal", "depth": 5}}, r"depth 5 merges the last 6 of 6 blocks"),
+        ({"cuts": "1,9"}, r"cuts \(1, 9\) do not fit a network of 6 units"),
+        ({"cuts": "even:7"}, r"cannot cut 6 units into 7 blocks"),
+        ({"cuts": "some"}, r"write all, even:K"),
+        ({"batch_size": 5000}, r"batch size 5000 with 1437 examples"),
+        ({"duration": "4 weeks"}, r"duration '4 weeks': write a positive number of epochs or steps"),
+        ({"label_smoothing": 1.0}, r"label_smoothing 1.0"),
+        ({"eval_batch_size": 0}, r"eval_batch_size 0"),
+        ({"optimizer": {"name": "adam"}}, r"unknown optimizer 'adam': did you mean 'adamw'\?"),
+    ],
+)
+def test_bad_configs_get_one_line(changes, message):
+    config = digits()
+    for field, value in changes.items():
+        config[field] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=message) as raised:
+        build(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+    train_and_evaluate(digits(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"config.seed=0, now 1 is given"):
+        train_and_evaluate(digits(seed=1), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_damaged_checkpoint_gets_one_line(tmp_path):
+    train_and_evaluate(digits(), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "4" / "default")
+    done = program("evaluate", f"--workdir={tmp_path}")
+    assert_one_line_error(done, "checkpoints/4", "cannot be restored")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_evaluate_without_a_run(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert_one_line_error(program("evaluate", f"--workdir={tmp_path}"), "config.json")
+
+
+def test_prepare_says_what_it_needs():
+    assert_one_line_error(program("prepare"), "--dataset", "cifar10")
+    assert_one_line_error(program("prepare", "--dataset=cifar"), "'cifar'", "cifar10")
+    assert_one_line_error(program("prepare", "--dataset=cifar10"), "TensorFlow", "jaxlocal[prepare]")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("400 epochs", (400, True)), ("1 step", (1, False)), ("0.5epoch", (0.5, True))]
+)
+def test_durations(text, expected):
+    assert parse_duration(text) == expected
+
+
+def test_a_metrics_file_cut_short_loses_only_its_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [line["step"] for line in read_history(path)] == [1, 2]
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_its_accuracy(tmp_path):
+    """AugLocal on digits, at full length: at least 98% at the last exit, within two minutes of training."""
+    began = time.monotonic()
+    config = get_config(ROOT / "experiments" / "configs" / "auglocal_digits.py")
+    results = train_and_evaluate(config, tmp_path)
+    assert results.exits[-1]["accuracy"] >= 0.98
+    print(f"trained in {time.monotonic() - began:.0f} s")

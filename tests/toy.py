@@ -1,0 +1,53 @@
+"""A network of five small units on real digits: what most tests train."""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlocal import Batch, Block, Executor, Network, TrainState, cut_everywhere, data, fused, init_state, make_blocks
+from jaxlocal.feed import Feed
+from jaxlocal.models import convnet
+from jaxlocal.rule import Rule
+
+OPTIMIZER = optax.sgd(0.05, momentum=0.9, nesterov=True)
+
+
+class Toy(NamedTuple):
+    network: Network
+    blocks: tuple[Block, ...]
+    feed: Feed
+    executor: Executor
+    state: TrainState
+    batch: Batch
+
+
+@cache
+def digits(n: int = 32) -> Batch:
+    train = data.load("digits").train
+    examples = data.Examples(jnp.asarray(train.image), jnp.asarray(train.label), jnp.arange(n, dtype=jnp.int32))
+    return data.prepare_with(data.RECIPES["digits"])(examples, jax.random.key(0), train=False)
+
+
+@cache
+def _build(rule: Rule, seed: int, dtype) -> Toy:
+    units = convnet((8, 8, 12, 12, 16), (1, 1, 2, 1, 2))
+    network, local_rule = rule(Network(units, cut_everywhere(units)), 10)
+    blocks = make_blocks(network, local_rule)
+    batch = digits()
+    state = init_state(blocks, local_rule.feed, OPTIMIZER, jax.random.key(seed), Batch(*(x[:1] for x in batch)))
+    executor = fused(blocks, local_rule.feed, OPTIMIZER, dtype=dtype)
+    return Toy(network, blocks, local_rule.feed, executor, state, batch)
+
+
+def make(rule: Rule, *, seed: int = 0, dtype=jnp.float32) -> Toy:
+    """Built and compiled once per rule; the state is the caller's own, to be donated."""
+    built = _build(rule, seed, dtype)
+    return built._replace(state=copy(built.state))
+
+
+def copy(state: TrainState) -> TrainState:
+    """A step donates its state; tests that need it twice step a copy."""
+    return jax.tree.map(jnp.copy, state)
