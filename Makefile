@@ -1,0 +1,35 @@
+# Each target does all its own set-up in .venv, from any python3 >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo demo-short test lint types clean
+
+demo: $(READY)  ## train AugLocal and backprop on digits; table and learning curves in runs/demo
+	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
+	  --rules=auglocal,backprop --workdir=runs/demo
+
+demo-short: $(READY)  ## the same in a few steps
+	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py:smoke \
+	  --rules=auglocal,backprop --workdir=runs/demo-short
+
+test: $(READY)  ## the whole suite
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxlocal needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
