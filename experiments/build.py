@@ -19,7 +19,7 @@ from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
 from jaxlocal.executors import Executor, TrainState, fused, init_state
 from jaxlocal.feed import Feed
-from jaxlocal.network import Network, cut_evenly, cut_everywhere
+from jaxlocal.network import Network, blocks_of, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
 from jaxlocal.variables import size
 
@@ -72,6 +72,11 @@ def build(config: ConfigDict) -> Experiment:
     dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
+    if config.eval_batch_size < 1 or config.eval_examples < 0:
+        raise UserError(
+            f"eval_batch_size {config.eval_batch_size}, eval_examples {config.eval_examples}: "
+            "choose 1 or more, and 0 (all) or more"
+        )
     loss = losses.cross_entropy
     if config.label_smoothing:
         loss = functools.partial(loss, label_smoothing=config.label_smoothing)
@@ -79,6 +84,7 @@ def build(config: ConfigDict) -> Experiment:
     rule = make("rule", RULES, config.rule, loss=loss)
     with user_input("cuts"):
         network = Network(units, parse_cuts(config.cuts, units))
+        blocks_of(network)
     one_of("data set", config.dataset, data.NAMES)
     durations = {name: parse_duration(config[name]) for name in ("duration", "eval_every", "log_every")}
     try:

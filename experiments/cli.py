@@ -4,9 +4,11 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from jaxlocal.data.sources import default_cache_dir
 
@@ -73,7 +75,33 @@ def _cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def config_flag(meaning: str) -> Callable[[], ConfigDict]:
+    """Defines ``--config`` and its overrides ``--config.field=value``; returns what reads it.
+
+    The reader raises UserError if no config was given, or its file could not be read.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, meaning)
+
+    def read() -> ConfigDict:
+        if holder.value is None:
+            raise UserError("--config is needed, as in --config=experiments/configs/auglocal_digits.py")
+        try:
+            return holder.value.copy_and_resolve_references()
+        except OSError as error:  # a file that is not there is found out only here
+            raise UserError(f"--config: {_one_line(error.__cause__ or error)}") from error
+
+    return read
+
+
+def _one_line(error: BaseException) -> str:
+    """The first and the last line of a message; what stands between is a traceback."""
+    text: Any = error
+    while isinstance(text, BaseException) and text.args and isinstance(text, KeyError | AttributeError):
+        text = text.args[0]  # str() of these is the repr of what they hold
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return " ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(error).__name__
+
+
 def _stop(error: Exception) -> SystemExit:
-    first_line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    print(f"error: {first_line}", file=sys.stderr)
+    print(f"error: {_one_line(error)}", file=sys.stderr)
     return SystemExit(BAD_INPUT)

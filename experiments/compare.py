@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments.cli import UserError, one_of, run
+from experiments.cli import UserError, config_flag, one_of, run
 from experiments.pictures import learning_curves
 from experiments.registry import RULES
 from experiments.training import Results, train_and_evaluate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of experiments/configs.")
+_CONFIG = config_flag("The recipe: a file of experiments/configs.")
 _RULES = flags.DEFINE_list("rules", ["auglocal", "backprop"], "Rules to train, by name.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, the table and the picture go.")
 
@@ -54,8 +54,9 @@ def table(results: Mapping[str, Results]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Trains each rule, then writes the table and the picture."""
     del argv
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise UserError("--config and --workdir are needed, as in --config=experiments/configs/auglocal_digits.py")
+    config = _CONFIG()
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed: a directory for the run's files")
     if not _RULES.value or len(set(_RULES.value)) < len(_RULES.value):
         raise UserError(f"--rules={','.join(_RULES.value)}: name at least one rule, each once")
     for name in _RULES.value:
@@ -63,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(_WORKDIR.value)
     results = {}
     for name in _RULES.value:
-        results[name] = train_and_evaluate(with_rule(_CONFIG.value, name), workdir / name)
+        results[name] = train_and_evaluate(with_rule(config, name), workdir / name)
         if stopped := results[name].stopped_by:
             return 128 + stopped
     text = table(results)
     (workdir / "table.md").write_text(text + "\n")
     learning_curves(results, workdir / "curves.png")
-    print(f"\nTest accuracy on {_CONFIG.value.dataset}, {_CONFIG.value.model.name}:\n\n{text}\n")
+    print(f"\nTest accuracy on {config.dataset}, {config.model.name}:\n\n{text}\n")
     print(f"table: {workdir / 'table.md'}   learning curves: {workdir / 'curves.png'}")
     return 0
 

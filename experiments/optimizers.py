@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 
 def cosine_with_warmup(
@@ -23,9 +24,9 @@ def cosine_with_warmup(
       warmup_start: :math:`\eta_0`.
     """
 
-    def schedule(step: jnp.ndarray) -> jnp.ndarray:
-        epoch = 1 + step // steps_per_epoch
-        cosine = 0.5 * peak * (1 + jnp.cos(jnp.pi * jnp.minimum(epoch / epochs, 1)))
+    def schedule(step: Array | int) -> Array:
+        epoch = (1 + jnp.asarray(step) // steps_per_epoch).astype(jnp.float32)
+        cosine = 0.5 * peak * (1 + jnp.cos(jnp.pi * jnp.minimum(epoch / epochs, 1.0)))
         if warmup_epochs == 0:
             return cosine
         warming = cosine * (epoch - 1) / warmup_epochs + warmup_start * (warmup_epochs + 1 - epoch) / warmup_epochs

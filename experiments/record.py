@@ -80,6 +80,7 @@ class Chrono:
         self._num_steps = num_steps
         self._batch_size = batch_size
         self._first_step = 0
+        self._made = time.monotonic()
         self._started: float | None = None
 
     @property
@@ -87,9 +88,10 @@ class Chrono:
         """Whether :meth:`start` was called."""
         return self._started is not None
 
-    def start(self, step: int) -> None:
-        """Starts the clock after ``step`` steps are done."""
+    def start(self, step: int) -> float:
+        """Starts the clock after ``step`` steps are done; returns the seconds that it took to get there."""
         self._first_step, self._started = step, time.monotonic()
+        return self._started - self._made
 
     @contextmanager
     def paused(self) -> Iterator[None]:

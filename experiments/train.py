@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from experiments.cli import UserError, run
+from experiments.cli import UserError, config_flag, run
 from experiments.registry import listing
 from experiments.training import train_and_evaluate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file of experiments/configs.")
+_CONFIG = config_flag("What to train: a file of experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
 _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
 
@@ -31,9 +30,10 @@ def main(argv: Sequence[str]) -> int:
     if _LIST.value:
         print(listing())
         return 0
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise UserError("--config and --workdir are needed, as in --config=experiments/configs/auglocal_digits.py")
-    results = train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
+    config = _CONFIG()
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed: a directory for the run's files")
+    results = train_and_evaluate(config, Path(_WORKDIR.value))
     return 128 + results.stopped_by if results.stopped_by else 0
 
 

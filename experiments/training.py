@@ -27,7 +27,7 @@ class Results(NamedTuple):
       workdir: where its files are.
       history: the lines of ``metrics.jsonl``.
       about: cuts and parameter counts, as in ``config.json``.
-      exits: metrics of each exit on the test split, now.
+      exits: metrics of each exit on the test split; empty if stopped before any evaluation.
       stopped_by: the signal that ended the run early; None if it ran to its end.
     """
 
@@ -95,7 +95,7 @@ def _loop(
             _log(*unlogged, experiment, recorder, chrono)
         if not chrono.running:
             jax.block_until_ready(state)
-            chrono.start(done)
+            print(f"first step, compilation included, in {chrono.start(done):.1f} s", flush=True)
         unlogged = (done, metrics) if done % experiment.log_every == 0 or done == experiment.num_steps else None
         evaluate_now = done % experiment.eval_every == 0 or done == experiment.num_steps
         if unlogged and (evaluate_now or received):
@@ -110,7 +110,7 @@ def _loop(
         if received:
             checkpoints.save(done, state)
             print(f"{received[0].name}: step {done} is saved; the same command goes on from there", flush=True)
-            break
+            return exits or ()
     return exits or building.evaluate(experiment, state, config.eval_batch_size)
 
 

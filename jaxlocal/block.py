@@ -48,8 +48,8 @@ class BlockState:
       opt_state: of the block's own optimizer, over ``variables['params']``.
     """
 
-    variables: Variables
-    opt_state: optax.OptState
+    variables: Any
+    opt_state: Any
 
 
 def make_blocks(network: Network, local_rule: LocalRule) -> tuple[Block, ...]:

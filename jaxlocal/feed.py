@@ -1,6 +1,6 @@
 """How each block is fed."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -8,6 +8,7 @@ from jaxlocal.objective import Batch, Carry
 from jaxlocal.variables import Key
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Makes the input of block ``index``.
 

@@ -6,7 +6,7 @@ hyper-parameters; combinators take and return objectives, so they chain.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,7 @@ class ObjectiveOut(NamedTuple):
     logits: Float[Array, "b k"] | None
 
 
+@runtime_checkable
 class Apply(Protocol):
     """The type of :attr:`LocalObjective.apply`."""
 
@@ -95,7 +96,7 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalO
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         logits, mutated = apply_module(head, variables, carry, key, train=train)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = logits.astype(jnp.float32) if logits.dtype.itemsize < 4 else logits
         metrics = {"accuracy": losses.accuracy(logits, batch.label)}
         return ObjectiveOut(jnp.mean(loss(logits, batch.label)), mutated, metrics, logits)
 

@@ -1,4 +1,4 @@
-"""AugLocal on CIFAR-10 with ResNet-32 cut into 16 units: the paper's recipe."""
+"""AugLocal on CIFAR-10: ResNet-32 in 16 units, the paper's recipe."""
 
 from ml_collections import ConfigDict
 
@@ -9,12 +9,10 @@ def get_config(mode: str = "") -> ConfigDict:
     """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
     config.rule = ConfigDict({"name": "auglocal", "depth": 2, "tau": 0.5})
-    config.evidence = ConfigDict(
-        {
-            "paper": "Ma et al., ICLR 2024, arXiv 2402.17318, table 1 and appendix",
-            "command": "python -m experiments.train --config=experiments/configs/auglocal_cifar10.py --workdir=DIR",
-            "expected": "",
-            "run_time": "",
-        }
+    config.evidence = common.evidence(
+        "auglocal_cifar10.py",
+        paper="Ma et al., ICLR 2024, arXiv 2402.17318, section 4.1 and appendix",
+        expected="not run at full length yet; 57.1% after 2 of 5 epochs at batch 128, see experiments/results",
+        run_time="120 img/s on 2 CPU cores, about 47 hours",
     )
     return common.finish(config, mode)

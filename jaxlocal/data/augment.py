@@ -1,6 +1,6 @@
 """Crop, flip and normalisation, on the device and inside the step."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,7 @@ def normalise(image: UInt8[Array, "b h w c"], recipe: Recipe) -> Float[Array, "b
     return (image.astype(jnp.float32) - mean) / std
 
 
+@runtime_checkable
 class Prepare(Protocol):
     """Turns what the program hands to a step into a batch, on the device and inside the step."""
 

@@ -89,16 +89,18 @@ def _from_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
 
 def _cached(builder: Any, split: str) -> Split:
     """Reads a split from its cache file, or decodes it and writes the file."""
-    path = default_cache_dir() / "data" / f"{builder.name}-{builder.info.version}-{split}.npz"
-    if not builder.is_prepared():
+    try:
+        source = builder.as_data_source(split)
+    except (KeyError, NotImplementedError, OSError, ValueError) as error:
         raise MissingDataError(
             f"data set {builder.name} is not prepared in {Path(str(builder.data_dir)).parent.parent}: run "
             f"`python -m experiments.prepare --dataset={builder.name}`, or name the TFDS directory that holds "
             "it by --config.data_dir or TFDS_DATA_DIR"
-        )
-    if (cached := _read(path)) and len(cached.label) == builder.info.splits[split].num_examples:
+        ) from error
+    path = default_cache_dir() / "data" / f"{builder.name}-{builder.info.version}-{split}.npz"
+    if (cached := _read(path)) and len(cached.label) == len(source):
         return cached
-    decoded = _decode(builder.as_data_source(split), f"decoding {builder.name} {split}")
+    decoded = _decode(source, f"decoding {builder.name} {split}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         np.savez(file, image=decoded.image, label=decoded.label)
@@ -109,7 +111,7 @@ def _cached(builder: Any, split: str) -> Split:
 def _read(path: Path) -> Split | None:
     """A cache file's contents; None if it is missing or damaged (zip checks each array's CRC)."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Split(arrays["image"], arrays["label"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

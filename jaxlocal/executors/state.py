@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal import block as block_lib
-from jaxlocal.block import Block, BlockState
+from jaxlocal.block import Block
 from jaxlocal.feed import Feed
 from jaxlocal.objective import Batch
 from jaxlocal.variables import Key
@@ -21,15 +21,17 @@ BlockMetrics = tuple[dict[str, jax.Array], ...]
 class TrainState:
     """Everything that a step changes, and the key that all randomness follows from.
 
+    Fields are not checked at run time: JAX fills pytrees with abstract values too.
+
     Attributes:
       step: scalar int32, updates done so far.
       key: typed PRNG key; never changes. Step t draws from ``fold_in(key, t)``.
-      blocks: one state per block.
+      blocks: one :class:`jaxlocal.block.BlockState` per block.
     """
 
-    step: jax.Array
-    key: Key
-    blocks: tuple[BlockState, ...]
+    step: Any
+    key: Any
+    blocks: Any
 
 
 class Executor(NamedTuple):

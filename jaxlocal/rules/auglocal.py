@@ -85,10 +85,11 @@ def auglocal(depth: int = 2, tau: float = 0.5, *, loss: Loss = cross_entropy) ->
                 f"{max(1, num_blocks)}: give at least {depth + 2} blocks, or a depth of at most {len(network.cuts) - 1}"
             )
         kept = network._replace(cuts=network.cuts[: num_blocks - 1])
-        depths = depth_schedule(depth, num_blocks, tau)
-        heads = {
-            cut - 1: auxiliary_head(network, cut - 1, d, num_classes) for cut, d in zip(kept.cuts, depths, strict=True)
-        }
-        return kept, head_at_each_cut(kept, num_classes, heads.__getitem__, loss)
+        depths = dict(zip(kept.cuts, depth_schedule(depth, num_blocks, tau), strict=True))
+
+        def head(last: int) -> Units:
+            return auxiliary_head(network, last, depths[last + 1], num_classes)
+
+        return kept, head_at_each_cut(kept, num_classes, head, loss)
 
     return rule
