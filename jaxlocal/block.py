@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxlocal.network import Network, blocks_of
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut
 from jaxlocal.rule import LocalRule
 from jaxlocal.variables import (
-    RUNNING,
     Key,
     Variables,
     apply_module,
     cast,
     cast_floating,
     init_module,
+    merge,
     nest,
     pick,
     split,
@@ -61,7 +62,7 @@ def make_blocks(network: Network, local_rule: LocalRule) -> tuple[Block, ...]:
     runs = blocks_of(network)
     if len(runs) != len(local_rule.objectives):
         raise ValueError(f"{len(local_rule.objectives)} objectives given for {len(runs)} blocks: one each is needed")
-    return tuple(Block(units, objective) for units, objective in zip(runs, local_rule.objectives, strict=True))
+    return tuple(Block(tuple(units), objective) for units, objective in zip(runs, local_rule.objectives, strict=True))
 
 
 def init(
@@ -71,12 +72,18 @@ def init(
 
     Returns:
       ``(state, the block's output)``.
+
+    Raises:
+      ValueError: if a unit pools its input away.
     """
     parts = {}
     for i, unit in enumerate(block.units):
+        given = jnp.shape(carry)
         carry, parts[f"unit_{i}"] = init_module(unit, jax.random.fold_in(key, i), carry)
+        if 0 in jnp.shape(carry):
+            raise ValueError(f"unit {type(unit).__name__} leaves nothing of an input of shape {given}: pool less")
     head_key = jax.random.fold_in(key, len(block.units))
-    variables = nest(**parts, head=block.objective.init(head_key, carry, batch))
+    variables = {"params": {}, **nest(**parts, head=block.objective.init(head_key, carry, batch))}
     return BlockState(variables, optimizer.init(split(variables)[0])), carry
 
 
@@ -106,8 +113,7 @@ def run(
     units_key, head_key = jax.random.split(key)
     output, mutated = forward(block, variables, cast_floating(carry, dtype), units_key, train=train)
     out = block.objective.apply(pick(variables, "head"), output, batch, head_key, train=train)
-    joined = {c: {**mutated.get(c, {}), **nest(head=out.mutated).get(c, {})} for c in (RUNNING,)}
-    return output, out._replace(mutated={c: tree for c, tree in joined.items() if tree})
+    return output, out._replace(mutated=merge(mutated, nest(head=out.mutated)))
 
 
 def gradients(
@@ -166,8 +172,13 @@ def update(
     gradient, output, out = gradients(block, state.variables, carry, batch, key, dtype=dtype)
     params, rest = split(state.variables)
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-    variables = {"params": optax.apply_updates(params, updates), **rest, **out.mutated}
-    return BlockState(variables, opt_state), output, {"loss": out.loss, **out.metrics}
+    variables = {"params": optax.apply_updates(params, updates), **merge(rest, out.mutated)}
+    return BlockState(variables, opt_state), output, metrics_of(out)
+
+
+def metrics_of(out: ObjectiveOut) -> Metrics:
+    """What is reported of a block: the objective's metrics, and the loss that was minimised."""
+    return {**out.metrics, "loss": out.loss}
 
 
 def sync(block: Block, state: BlockState, peers: tuple[Any, ...]) -> BlockState:
@@ -179,8 +190,7 @@ def sync(block: Block, state: BlockState, peers: tuple[Any, ...]) -> BlockState:
       peers: ``params`` of every block before the step.
     """
     synced = nest(head=block.objective.sync(pick(state.variables, "head"), peers))
-    variables = {c: {**tree, **synced.get(c, {})} for c, tree in state.variables.items()}
-    return BlockState(variables, state.opt_state)
+    return BlockState(merge(state.variables, synced), state.opt_state)
 
 
 def evaluate(

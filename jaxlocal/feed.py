@@ -1,11 +1,16 @@
-"""How each block is fed."""
+"""How data become a batch, and a batch the input of each block."""
 
-from typing import Protocol, runtime_checkable
-
-import jax
+from typing import Any, Protocol, runtime_checkable
 
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.variables import Key
+
+
+@runtime_checkable
+class Prepare(Protocol):
+    """Turns what the program hands to a step into a batch, on the device and inside the step."""
+
+    def __call__(self, data: Any, key: Key, *, train: bool) -> Batch: ...
 
 
 @runtime_checkable
@@ -20,17 +25,18 @@ class Feed(Protocol):
       train: whether this is a training step.
 
     Returns:
-      The block's input. No gradient may reach ``previous``.
+      The block's input. It is cut off from ``previous`` where the block is differentiated
+      (:func:`jaxlocal.block.gradients`).
     """
 
     def __call__(self, index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry: ...
 
 
 def chain() -> Feed:
-    """The usual feed: images into block 0, each block's output into the next, cut by ``stop_gradient``."""
+    """The usual feed: images into block 0, each block's output into the next."""
 
     def feed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         del key, train
-        return batch.image if index == 0 else jax.lax.stop_gradient(previous)
+        return batch.image if index == 0 else previous
 
     return feed

@@ -75,12 +75,13 @@ def no_sync(variables: Variables, peers: tuple[Any, ...]) -> Variables:
     return variables
 
 
-@functools.cache
+# Equal arguments give the same objective, so that blocks of equal structure are equal
+# and share one compilation.
+_same_for_equal_arguments = functools.lru_cache(maxsize=4096)
+
+
 def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalObjective:
     """A head reads class scores off the block's output; the loss compares them with the labels.
-
-    Equal arguments give the same objective, so that blocks of equal structure are
-    equal and share one compilation.
 
     Args:
       head: a module called as ``head(carry, train=...)`` that returns ``[b, k]``.
@@ -89,7 +90,11 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalO
     Returns:
       An objective whose metrics hold ``accuracy``.
     """
+    return _readout(head, loss)
 
+
+@_same_for_equal_arguments
+def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         del batch
         return init_module(head, key, carry)[1]
@@ -103,6 +108,7 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalO
     return LocalObjective(init, apply, no_sync)
 
 
+@_same_for_equal_arguments
 def through(
     adapter: nn.Module,
     inner: LocalObjective,
@@ -135,6 +141,7 @@ def through(
     return LocalObjective(init, apply, sync_both)
 
 
+@_same_for_equal_arguments
 def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
     """``sum_i weight_i * objective_i`` of named objectives on the same output.
 
@@ -142,11 +149,12 @@ def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
       **terms: ``name=(weight, objective)``.
 
     Returns:
-      An objective whose metrics hold each term's unweighted loss under its name
-      and the terms' own metrics; its logits are those of the first term that has any.
+      An objective whose metrics hold each term's unweighted loss under its name, and
+      its metrics as ``name/metric``. Logits, and ``accuracy``, are those of the first
+      term that has any.
 
     Raises:
-      ValueError: if no term is given, or two terms report one metric.
+      ValueError: if no term is given.
     """
     if not terms:
         raise ValueError("weighted_sum needs at least one term, as name=(weight, objective)")
@@ -163,12 +171,12 @@ def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
         }
         total = sum((terms[name][0] * out.loss for name, out in outs.items()), start=jnp.zeros(()))
         metrics = {name: out.loss for name, out in outs.items()}
-        for name, out in outs.items():
-            if repeated := metrics.keys() & out.metrics.keys():
-                raise ValueError(f"term {name!r} of weighted_sum repeats the metrics {sorted(repeated)}")
-            metrics.update(out.metrics)
-        logits = next((out.logits for out in outs.values() if out.logits is not None), None)
-        return ObjectiveOut(total, nest(**{n: out.mutated for n, out in outs.items()}), metrics, logits)
+        metrics |= {f"{name}/{metric}": x for name, out in outs.items() for metric, x in out.metrics.items()}
+        exit_ = next((out for out in outs.values() if out.logits is not None), None)
+        if exit_ and "accuracy" in exit_.metrics:
+            metrics["accuracy"] = exit_.metrics["accuracy"]
+        mutated = nest(**{name: out.mutated for name, out in outs.items()})
+        return ObjectiveOut(total, mutated, metrics, exit_.logits if exit_ else None)
 
     def sync(variables: Variables, peers: tuple[Any, ...]) -> Variables:
         return nest(**{n: o.sync(pick(variables, n), peers) for n, (_, o) in terms.items()})
@@ -176,6 +184,7 @@ def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
     return LocalObjective(init, apply, sync)
 
 
+@_same_for_equal_arguments
 def freeze(inner: LocalObjective) -> LocalObjective:
     """Keeps the inner head's parameters at their initial values.
 

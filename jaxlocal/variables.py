@@ -32,6 +32,11 @@ def pick(variables: Variables, name: str) -> Variables:
     return {c: tree[name] for c, tree in variables.items() if name in tree}
 
 
+def merge(old: Variables, new: Variables) -> Variables:
+    """Replaces the named parts that ``new`` has; the other parts and collections stay."""
+    return {c: {**old.get(c, {}), **new.get(c, {})} for c in {**old, **new}}
+
+
 def split(variables: Variables) -> tuple[Any, Variables]:
     """Separates what trains from everything else: ``(params, the other collections)``."""
     rest = {c: tree for c, tree in variables.items() if c != "params"}
@@ -64,8 +69,7 @@ def size(tree: Any) -> int:
 def init_module(module: nn.Module, key: Key, x: Any) -> tuple[Any, Variables]:
     """Initialises a Linen module that is called as ``module(x, train=...)``.
 
-    Compiled once for equal modules and shapes, so that a deep network of equal
-    units initialises in seconds.
+    Eagerly: compiling the initialisation of a deep network takes minutes.
 
     Returns:
       ``(output, variables)``.

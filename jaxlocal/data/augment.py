@@ -1,11 +1,12 @@
 """Crop, flip and normalisation, on the device and inside the step."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt8
 
+from jaxlocal.feed import Prepare
 from jaxlocal.objective import Batch
 from jaxlocal.variables import Key
 
@@ -79,13 +80,6 @@ def normalise(image: UInt8[Array, "b h w c"], recipe: Recipe) -> Float[Array, "b
     """``(image - mean) / std`` in float32."""
     mean, std = (jnp.asarray(x, jnp.float32) for x in (recipe.mean, recipe.std))
     return (image.astype(jnp.float32) - mean) / std
-
-
-@runtime_checkable
-class Prepare(Protocol):
-    """Turns what the program hands to a step into a batch, on the device and inside the step."""
-
-    def __call__(self, data: Any, key: Key, *, train: bool) -> Batch: ...
 
 
 def prepare_with(recipe: Recipe) -> Prepare:

@@ -19,7 +19,7 @@ NAMES = ("digits", *TFDS_NAMES)
 
 
 class MissingDataError(FileNotFoundError):
-    """A data set is not on this machine; the message says which command prepares it."""
+    """A data set is not on this machine in a format that is read without TensorFlow."""
 
 
 class Split(NamedTuple):
@@ -82,7 +82,12 @@ def _digits() -> Dataset:
 def _from_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except ValueError as error:  # prepared, in the format that needs TensorFlow
+        raise MissingDataError(
+            f"data set {name} is in {data_dir or 'the TFDS directory'}, but not as array_record: use another directory"
+        ) from error
     splits = {split: _cached(builder, split) for split in ("train", "test")}
     return Dataset(name, builder.info.features["label"].num_classes, splits["train"], splits["test"])
 
@@ -93,9 +98,7 @@ def _cached(builder: Any, split: str) -> Split:
         source = builder.as_data_source(split)
     except (KeyError, NotImplementedError, OSError, ValueError) as error:
         raise MissingDataError(
-            f"data set {builder.name} is not prepared in {Path(str(builder.data_dir)).parent.parent}: run "
-            f"`python -m experiments.prepare --dataset={builder.name}`, or name the TFDS directory that holds "
-            "it by --config.data_dir or TFDS_DATA_DIR"
+            f"data set {builder.name} is not prepared in {Path(str(builder.data_dir)).parent.parent} as array_record"
         ) from error
     path = default_cache_dir() / "data" / f"{builder.name}-{builder.info.version}-{split}.npz"
     if (cached := _read(path)) and len(cached.label) == len(source):

@@ -8,7 +8,7 @@ def compiler_options() -> dict[str, str]:
 
     On CPU the default schedule is not the one of least memory; and before jax 0.11 a
     pass removes every optimization barrier, and with it the order of the blocks.
-    Other backends schedule for memory and keep barriers by default.
+    Nothing is set for other backends.
     """
     if jax.default_backend() != "cpu":
         return {}

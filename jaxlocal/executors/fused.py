@@ -13,11 +13,10 @@ import optax
 
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block
-from jaxlocal.data.augment import Prepare
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.state import BlockMetrics, Executor, TrainState, as_batch
-from jaxlocal.feed import Feed
-from jaxlocal.objective import Batch
+from jaxlocal.feed import Feed, Prepare
+from jaxlocal.objective import Batch, no_sync
 from jaxlocal.variables import split
 
 # Traced once for blocks of equal structure, however many there are.
@@ -53,7 +52,8 @@ def train_step(
     for i, (block, old) in enumerate(zip(blocks, state.blocks, strict=True)):
         feed_key, block_key = jax.random.split(jax.random.fold_in(step_key, i))
         carry = feed(i, carry, batch, feed_key, train=True)
-        new, carry, block_metrics = _update(block, optimizer, old, carry, batch, block_key, dtype=dtype)
+        alike = block._replace(objective=block.objective._replace(sync=no_sync))  # sync is not part of the update
+        new, carry, block_metrics = _update(alike, optimizer, old, carry, batch, block_key, dtype=dtype)
         done = (block_lib.sync(block, new, peers), carry, block_metrics)
         new, carry, block_metrics = jax.lax.optimization_barrier(done)
         states.append(new)
@@ -70,7 +70,8 @@ def evaluate(
         feed_key, block_key = jax.random.split(jax.random.fold_in(state.key, i))
         carry = feed(i, carry, batch, feed_key, train=False)
         carry, out = _evaluate(block, block_state.variables, carry, batch, block_key, dtype=dtype)
-        metrics.append({"loss": out.loss, **out.metrics})
+        carry, block_metrics = jax.lax.optimization_barrier((carry, block_lib.metrics_of(out)))
+        metrics.append(block_metrics)
     return tuple(metrics)
 
 

@@ -68,8 +68,8 @@ def init_state(
     init_key, train_key = jax.random.split(key)
     states, carry = [], None
     for i, block in enumerate(blocks):
-        block_key = jax.random.fold_in(init_key, i)
-        carry = feed(i, carry, batch, block_key, train=False)
+        feed_key, block_key = jax.random.split(jax.random.fold_in(init_key, i))
+        carry = feed(i, carry, batch, feed_key, train=False)
         state, carry = block_lib.init(block, block_key, carry, batch, optimizer)
         states.append(state)
     return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))

@@ -50,15 +50,17 @@ def auxiliary_head(network: Network, last: int, depth: int, num_classes: int) ->
 
     A copy has the width of the unit it copies. It halves the resolution where the
     selection steps over units that do; if it steps over several, the copies after
-    it catch up one by one. Heads of one unit have a batch norm before the classifier
+    it that have strides catch up one by one. Heads of one unit have a batch norm before the classifier
     (authors' code).
     """
     copies, behind, previous = [], 0, last
     for selected in select_units(last, len(network.units), depth):
         skipped = network.units[previous + 1 : selected + 1]
         behind += sum(int(math.log2(strides_of(unit))) for unit in skipped)
-        copies.append(with_strides(network.units[selected], 2 if behind else 1))
-        behind, previous = max(0, behind - 1), selected
+        unit = network.units[selected]
+        strides = 2 if behind and hasattr(unit, "strides") else 1
+        copies.append(with_strides(unit, strides))
+        behind, previous = behind - (strides == 2), selected
     return Units(tuple(copies), num_classes, norm=depth <= 1)
 
 
@@ -82,7 +84,7 @@ def auglocal(depth: int = 2, tau: float = 0.5, *, loss: Loss = cross_entropy) ->
         if num_blocks < 2:
             raise ValueError(
                 f"auglocal: depth {depth} merges the last {depth + 1} of {len(network.cuts) + 1} blocks and leaves "
-                f"{max(1, num_blocks)}: give at least {depth + 2} blocks, or a depth of at most {len(network.cuts) - 1}"
+                f"{max(1, num_blocks)}: give at least {depth + 2} blocks, or a smaller depth"
             )
         kept = network._replace(cuts=network.cuts[: num_blocks - 1])
         depths = dict(zip(kept.cuts, depth_schedule(depth, num_blocks, tau), strict=True))
