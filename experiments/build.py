@@ -2,17 +2,20 @@
 
 import functools
 import os
+import platform
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+import jaxlocal
 from experiments.cli import UserError, one_of, user_input
+from experiments.configs import common
 from experiments.optimizers import OPTIMIZERS, cosine_with_warmup
 from experiments.registry import MODELS, RULES, make
 from jaxlocal import data, losses
@@ -72,6 +75,7 @@ def build(config: ConfigDict) -> Experiment:
     dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
+    _check_fields(config)
     if config.eval_batch_size < 1 or config.eval_examples < 0:
         raise UserError(
             f"eval_batch_size {config.eval_batch_size}, eval_examples {config.eval_examples}: "
@@ -86,11 +90,14 @@ def build(config: ConfigDict) -> Experiment:
         network = Network(units, parse_cuts(config.cuts, units))
         blocks_of(network)
     one_of("data set", config.dataset, data.NAMES)
-    durations = {name: parse_duration(config[name]) for name in ("duration", "eval_every", "log_every")}
+    durations = {name: parse_duration(config[name], name) for name in ("duration", "eval_every", "log_every")}
     try:
         dataset = data.load(config.dataset, config.data_dir or None)
     except data.MissingDataError as error:
-        raise UserError(str(error)) from error
+        raise UserError(
+            f"{error}: run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory "
+            "that holds it by --config.data_dir or TFDS_DATA_DIR"
+        ) from error
     if config.eval_examples:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
     with user_input("cuts and rule"):
@@ -99,9 +106,7 @@ def build(config: ConfigDict) -> Experiment:
     with user_input("batch_size"):
         per_epoch = data.steps_per_epoch(len(dataset.train.label), config.batch_size)
     steps = {name: max(1, round(n * (per_epoch if unit else 1))) for name, (n, unit) in durations.items()}
-    schedule = cosine_with_warmup(
-        config.learning_rate, steps["duration"] / per_epoch, per_epoch, config.warmup_epochs, config.warmup_start
-    )
+    schedule = _schedule(config, steps["duration"], per_epoch)
     optimizer = make("optimizer", OPTIMIZERS, config.optimizer, learning_rate=schedule)
     prepare = data.prepare_with(data.RECIPES[config.dataset])
     return Experiment(
@@ -119,6 +124,40 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
+def _check_fields(config: ConfigDict) -> None:
+    """Every field is there, and of the type that the shared configs give it."""
+    for name, example in common.digits().items():
+        if name not in config:
+            raise UserError(f"the config has no field {name!r}: see experiments/configs/common.py")
+        expected = (int, float) if isinstance(example, float) else type(example)
+        if not isinstance(config[name], expected):
+            raise UserError(f"config field {name}={config[name]!r}: expected {type(example).__name__}, as {example!r}")
+    for name in ("model", "rule", "optimizer"):
+        if not isinstance(config[name].get("name"), str):
+            raise UserError(f"config field {name} has no name: give {name}.name, see --list")
+    if config.seed < 0:
+        raise UserError(f"seed {config.seed}: choose 0 or more")
+
+
+def _schedule(config: ConfigDict, num_steps: int, per_epoch: int) -> optax.Schedule:
+    """The learning rate by name; a schedule that cannot train in this duration is refused."""
+    one_of("schedule", config.schedule, ("cosine", "constant"))
+    if config.learning_rate <= 0 or config.warmup_epochs < 0 or config.warmup_start < 0:
+        raise UserError(
+            f"learning_rate {config.learning_rate}, warmup_epochs {config.warmup_epochs}, warmup_start "
+            f"{config.warmup_start}: the first must be above 0, the others 0 or more"
+        )
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.learning_rate)
+    epochs = num_steps / per_epoch
+    if epochs <= 1 or config.warmup_epochs >= epochs:
+        raise UserError(
+            f"the cosine schedule goes by epochs and ends at zero: {epochs:.2g} epochs with {config.warmup_epochs} of "
+            "warm-up never reach the learning rate; train longer, warm up less, or set --config.schedule=constant"
+        )
+    return cosine_with_warmup(config.learning_rate, epochs, per_epoch, config.warmup_epochs, config.warmup_start)
+
+
 def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...]:
     """Reads ``all``, ``even:K`` or indices such as ``1,4,7``.
 
@@ -134,7 +173,7 @@ def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...]:
     raise ValueError(f"{text!r} given; write all, even:K (K blocks), or the first unit of each block, as 1,4,7")
 
 
-def parse_duration(text: str) -> tuple[float, bool]:
+def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:
     """Reads ``400 epochs`` or ``200 steps``.
 
     Returns:
@@ -149,17 +188,20 @@ def parse_duration(text: str) -> tuple[float, bool]:
     except ValueError:
         number = 0.0
     if not match or number <= 0:
-        raise UserError(f"duration {text!r}: write a positive number of epochs or steps, as '400 epochs'")
+        raise UserError(f"{field} {text!r}: write a positive number of epochs or steps, as '400 epochs'")
     return number, match[2] == "epoch"
 
 
 def describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    """Cuts and parameter counts, for ``config.json`` and the first lines on the terminal."""
+    """Cuts and parameter counts, for ``config.json`` and the first lines on the terminal.
+
+    The last block's head is the network's own classifier and counts with the network.
+    """
 
     def counts(block: BlockState) -> dict[str, int]:
-        params = block.variables["params"]
-        head = size(params.get("head", {}))
-        return {"units": size(params) - head, "head": head}
+        kept = [block.variables.get(collection, {}) for collection in ("params", "fixed")]
+        head = 0 if block is state.blocks[-1] else sum(size(tree.get("head", {})) for tree in kept)
+        return {"network": size(kept) - head, "head": head}
 
     return {
         "units": len(experiment.network.units),
@@ -174,7 +216,12 @@ def describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """Versions and device, for the record."""
-    versions = {module.__name__: module.__version__ for module in (jax, np, optax)}
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {
+        "python": platform.python_version(),
+        "jaxlocal": jaxlocal.__version__,
+        **{name: metadata.version(name) for name in packages},
+    }
     device = jax.devices()[0]
     return {**versions, "device": device.device_kind, "platform": device.platform, "host_cpus": str(os.cpu_count())}
 
@@ -185,10 +232,10 @@ def evaluate(experiment: Experiment, state: TrainState, batch_size: int) -> list
     image, label = jnp.asarray(test.image), jnp.asarray(test.label)
     n = len(test.label)
     totals: list[dict[str, float]] = [{} for _ in experiment.blocks]
-    chunks = [np.arange(i, min(i + batch_size, n), dtype=np.int32) for i in range(0, n, batch_size)]
-    pending = [
-        (len(c), experiment.executor.evaluate(state, data.Examples(image, label, jnp.asarray(c)))) for c in chunks
-    ]
+    pending = []
+    for start in range(0, n, batch_size):
+        chosen = jnp.arange(start, min(start + batch_size, n), dtype=jnp.int32)
+        pending.append((len(chosen), experiment.executor.evaluate(state, data.Examples(image, label, chosen))))
     for count, metrics in pending:
         for total, block_metrics in zip(totals, jax.device_get(metrics), strict=True):
             for name, x in block_metrics.items():

@@ -1,21 +1,28 @@
-"""Checkpoints of a run: the newest ones and the best one, by Orbax. Nothing else here knows Orbax."""
+"""Checkpoints of a run: the newest ones and the best one, by Orbax. Nothing else here knows Orbax.
 
+Orbax restores a flipped byte as a wrong number, so each checkpoint carries a checksum of its tensors.
+"""
+
+import sys
+import zlib
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from experiments.cli import UserError
 from jaxlocal.executors import TrainState
 
-NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations: never the best
+NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations
 
 
 class Checkpoints:
     """The checkpoints under ``workdir/checkpoints``: the last two, and the one of best test accuracy."""
 
     def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -30,31 +37,83 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, accuracy: float = NOT_EVALUATED) -> None:
         """Saves in the background; a step that is saved already is left alone."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics={"accuracy": accuracy})
+            metrics = {"accuracy": accuracy, "crc32": checksum(state)}
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
 
     def step(self, which: str) -> int | None:
-        """The step of the ``last`` or the ``best`` checkpoint; None if there is none."""
-        return self._manager.latest_step() if which == "last" else self._manager.best_step()
+        """The step of the ``last`` or the ``best`` checkpoint.
+
+        Returns:
+          None if there is none, or, for ``best``, none that was evaluated.
+        """
+        self._manager.wait_until_finished()
+        if which == "last":
+            return self._manager.latest_step()
+        best = self._manager.best_step()
+        return None if best is None or _accuracy(self._manager.metrics(best)) == NOT_EVALUATED else best
 
     def restore(self, step: int, template: TrainState) -> TrainState:
-        """Restores a step into the shapes of ``template``.
+        """Restores a step into the shapes, and onto the devices, of ``template``.
 
         Raises:
           UserError: if the checkpoint is damaged or of another network.
         """
+        directory = self._manager.directory / str(step)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(jax.eval_shape(lambda: template)))
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+            expected = self._manager.metrics(step)["crc32"]
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"checkpoint {self._manager.directory / str(step)} cannot be restored ({reason}): "
-                "remove that directory to go on from an earlier one"
-            ) from error
+            raise UserError(f"checkpoint {directory} cannot be restored: {reason}") from error
+        if checksum(state) != expected:
+            raise UserError(f"checkpoint {directory} cannot be restored: its tensors do not have the checksum they had")
+        return state
+
+    def resume(self, template: TrainState) -> tuple[int, TrainState]:
+        """The newest checkpoint that is intact; ``(0, template)`` if none was ever saved.
+
+        Newer ones that are damaged are named on stderr and moved to ``workdir/damaged``.
+
+        Raises:
+          UserError: if there are checkpoints, and none is intact.
+        """
+        failures: dict[int, UserError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(step, template)
+            except UserError as error:
+                failures[step] = error
+                continue
+            self._set_aside(failures)
+            return step, state
+        if failures:
+            raise UserError(f"no checkpoint is intact, give another --workdir to start anew: {failures[max(failures)]}")
+        return 0, template
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _set_aside(self, failures: dict[int, UserError]) -> None:
+        for step, error in failures.items():
+            target = self._workdir / "damaged" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists():
+                (self._manager.directory / str(step)).rename(target)
+            print(f"warning: {error}; it is in {target} now, going on from an earlier one", file=sys.stderr)
+        if failures:
+            self._manager.reload()
+
+
+def checksum(state: TrainState) -> int:
+    """CRC-32 of all tensors of a state, in the order of its tree."""
+    crc = 0
+    for leaf in jax.tree.leaves(state):
+        plain = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        crc = zlib.crc32(np.ascontiguousarray(plain).data, crc)
+    return crc
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

@@ -1,6 +1,7 @@
 """How every program starts, and how it says that something it was given is wrong."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -70,6 +71,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 def _cache_compilations() -> None:
     """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice
+        return
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

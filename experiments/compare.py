@@ -16,8 +16,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from experiments.build import build
 from experiments.cli import UserError, config_flag, one_of, run
 from experiments.pictures import learning_curves
+from experiments.record import percent
 from experiments.registry import RULES
 from experiments.training import Results, train_and_evaluate
 
@@ -39,8 +41,8 @@ def table(results: Mapping[str, Results]) -> str:
     exits = max(len(result.exits) for result in results.values())
     rows = [["rule", "blocks", "parameters", "in heads", *(f"exit {i + 1} %" for i in range(exits - 1)), "last exit %"]]
     for name, result in results.items():
-        accuracy = [f"{100 * block['accuracy']:.2f}" for block in result.exits]
-        counts = [sum(p[part] for p in result.about["parameters"]) for part in ("units", "head")]
+        accuracy = [percent(block, 2) for block in result.exits]
+        counts = [sum(p[part] for p in result.about["parameters"]) for part in ("network", "head")]
         empty = [""] * (exits - len(accuracy))
         rows.append(
             [name, str(len(accuracy)), *(f"{n:,}" for n in counts), *accuracy[:-1], *empty, f"**{accuracy[-1]}**"]
@@ -59,12 +61,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir is needed: a directory for the run's files")
     if not _RULES.value or len(set(_RULES.value)) < len(_RULES.value):
         raise UserError(f"--rules={','.join(_RULES.value)}: name at least one rule, each once")
-    for name in _RULES.value:
-        one_of("rule", name, tuple(RULES))
+    configs = {name: with_rule(config, one_of("rule", name, tuple(RULES))) for name in _RULES.value}
+    for changed in configs.values():
+        build(changed)  # what is wrong with any of them is said before the first one trains
     workdir = Path(_WORKDIR.value)
     results = {}
-    for name in _RULES.value:
-        results[name] = train_and_evaluate(with_rule(config, name), workdir / name)
+    for name, changed in configs.items():
+        results[name] = train_and_evaluate(changed, workdir / name)
         if stopped := results[name].stopped_by:
             return 128 + stopped
     text = table(results)

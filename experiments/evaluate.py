@@ -18,7 +18,9 @@ from experiments.record import format_blocks
 from experiments.workdir import load_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which checkpoint to evaluate.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "last", ["last", "best"], "Which checkpoint; best is by accuracy on the test split."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,12 +33,12 @@ def main(argv: Sequence[str]) -> None:
     checkpoints = Checkpoints(workdir)
     step = checkpoints.step(_CHECKPOINT.value)
     if step is None:
-        raise UserError(f"no checkpoint in {workdir}: train it first")
+        raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
     experiment = building.build(config)
     state = checkpoints.restore(step, experiment.init(config.seed))
     exits = building.evaluate(experiment, state, config.eval_batch_size)
     print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint)\n{format_blocks(exits)}")
-    print(json.dumps({"step": step, "accuracy": [e["accuracy"] for e in exits], "loss": [e["loss"] for e in exits]}))
+    print(json.dumps({"step": step, **{name: [e.get(name) for e in exits] for name in ("accuracy", "loss")}}))
 
 
 if __name__ == "__main__":

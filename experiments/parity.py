@@ -30,6 +30,7 @@ from jaxlocal import block as block_lib
 from jaxlocal import models, rules
 from jaxlocal.block import Block
 from jaxlocal.executors import init_state
+from jaxlocal.feed import Feed
 from jaxlocal.network import Network
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.rule import Rule
@@ -58,6 +59,7 @@ class Built(NamedTuple):
     blocks: tuple[Block, ...]
     first_units: tuple[int, ...]
     per_stage: int
+    feed: Feed
     batch: Batch
 
 
@@ -88,7 +90,7 @@ def build(golden: Mapping[str, Any]) -> Built:
         raise UserError(f"the file's blocks end before units {observed}, the rule's before {network.cuts}")
     image, label = reference.golden_batch(golden["batch"], golden["image_size"], golden["seed"], golden["dataset"])
     blocks = block_lib.make_blocks(network, local_rule)
-    return Built(blocks, (0, *network.cuts), per_stage, Batch(jnp.asarray(image), jnp.asarray(label)))
+    return Built(blocks, (0, *network.cuts), per_stage, local_rule.feed, Batch(jnp.asarray(image), jnp.asarray(label)))
 
 
 def batch_norm_counts(block: Block, variables: Variables, carry: Carry, batch: Batch) -> dict[reference.Path, int]:
@@ -136,11 +138,12 @@ def compare(golden: Mapping[str, Any]) -> dict[str, Any]:
     """
     built = build(golden)
     example = Batch(built.batch.image[:1], built.batch.label[:1])
-    state = init_state(built.blocks, _chain, optax.identity(), jax.random.key(0), example)
+    state = init_state(built.blocks, built.feed, optax.identity(), jax.random.key(0), example)
     local_gradients = jax.jit(block_lib.gradients, static_argnames=("block", "dtype"))
     losses, gradients, running = [], {}, {}
-    carry, out = built.batch.image, None
-    for block, block_state, first in zip(built.blocks, state.blocks, built.first_units, strict=True):
+    carry, out, key = None, None, jax.random.key(0)
+    for i, (block, block_state, first) in enumerate(zip(built.blocks, state.blocks, built.first_units, strict=True)):
+        carry = built.feed(i, carry, built.batch, key, train=True)
         names = dict(
             reference.reference_names(
                 block, block_state.variables, first, built.per_stage, is_last=block is built.blocks[-1]
@@ -148,9 +151,7 @@ def compare(golden: Mapping[str, Any]) -> dict[str, Any]:
         )
         variables = _filled(block_state.variables, names, golden["state_shapes"])
         counts = batch_norm_counts(block, variables, carry, built.batch)
-        gradient, carry, out = local_gradients(
-            block, variables, carry, built.batch, jax.random.key(0), dtype=jnp.float64
-        )
+        gradient, carry, out = local_gradients(block, variables, carry, built.batch, key, dtype=jnp.float64)
         losses.append(float(out.loss))
         for path, x in traverse_util.flatten_dict({"params": gradient}).items():
             gradients[names[path]] = reference.to_reference(path, np.asarray(x), variables)
@@ -170,10 +171,6 @@ def compare(golden: Mapping[str, Any]) -> dict[str, Any]:
         "running_statistics": _worst_probe(running, golden["running_after"]),
         "tensors": len(compared),
     }
-
-
-def _chain(index: int, previous: Carry, batch: Batch, key: Any, *, train: bool) -> Carry:
-    return batch.image if index == 0 else previous
 
 
 def _filled(variables: Variables, names: Mapping[Any, str], shapes: Mapping[str, Sequence[int]]) -> Variables:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
+from experiments.record import percent
 from experiments.training import Results
 
 matplotlib.use("Agg")
@@ -23,9 +25,9 @@ def learning_curves(results: Mapping[str, Results], path: Path) -> None:
         for i in range(exits):
             shade = 0.35 + 0.6 * (i + 1) / exits
             label = f"exit {i + 1}" if i in (0, exits - 1) else None
-            accuracy = [100 * line["accuracy"][i] for line in lines]
+            accuracy = [np.nan if line["accuracy"][i] is None else 100 * line["accuracy"][i] for line in lines]
             ax.plot(steps, accuracy, color=plt.get_cmap("viridis_r")(shade), marker=".", label=label)
-        ax.set_title(f"{name}, last exit {100 * result.exits[-1]['accuracy']:.1f}%")
+        ax.set_title(f"{name}, last exit {percent(result.exits[-1], 1)}%")
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
         ax.legend(loc="lower right", frameon=False)

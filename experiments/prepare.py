@@ -2,7 +2,7 @@
 
 .. code-block:: shell
 
-    pip install 'jaxlocal[prepare]'      # TensorFlow, which only this command needs
+    pip install -e '.[prepare]'          # TensorFlow, which only this command needs
     python -m experiments.prepare --dataset=cifar10 --data_dir=$HOME/tensorflow_datasets
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.cli import UserError, one_of, run
+from experiments.cli import UserError, one_of, run, user_input
 from jaxlocal.data import sources
 
 _DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
@@ -26,10 +26,11 @@ def main(argv: Sequence[str]) -> None:
     name = one_of("data set", _DATASET.value, sources.TFDS_NAMES)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(name, data_dir=_DATA_DIR.value, file_format="array_record")
+    with user_input("--data_dir"):
+        builder = tfds.builder(name, data_dir=_DATA_DIR.value, file_format="array_record")
     if not builder.is_prepared():
         if importlib.util.find_spec("tensorflow") is None:
-            raise UserError("preparing a data set needs TensorFlow: pip install 'jaxlocal[prepare]'")
+            raise UserError("preparing a data set needs TensorFlow: pip install -e '.[prepare]'")
         try:
             builder.download_and_prepare()
         except Exception as error:

@@ -110,8 +110,13 @@ class Chrono:
         return rate * self._batch_size, f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
+def percent(block: Mapping[str, float], digits: int) -> str:
+    """A block's accuracy in percent, or a dash if its objective predicts no classes."""
+    return f"{100 * block['accuracy']:.{digits}f}" if "accuracy" in block else "-"
+
+
 def format_blocks(blocks: Sequence[Mapping[str, float]]) -> str:
     """One row of losses and one of accuracies in percent, first block to last."""
     loss = " ".join(f"{block['loss']:5.3f}" for block in blocks)
-    accuracy = " ".join(f"{100 * block['accuracy']:5.1f}" if "accuracy" in block else "    -" for block in blocks)
+    accuracy = " ".join(percent(block, 1).rjust(5) for block in blocks)
     return f"  loss       {loss}\n  accuracy % {accuracy}"

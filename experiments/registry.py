@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.cli import one_of, user_input
+from experiments.cli import UserError, one_of, user_input
 from experiments.optimizers import OPTIMIZERS
 from jaxlocal import data, models, rules
 
@@ -26,6 +26,8 @@ def make(kind: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, 
     function = table[one_of(kind, spec["name"], tuple(table))]
     known = [name for name in inspect.signature(function).parameters if name not in given]
     for parameter in parameters:
+        if not known:
+            raise UserError(f"{kind} {spec['name']} takes no parameters, but the config sets {parameter!r}")
         one_of(f"parameter of {kind} {spec['name']}:", parameter, known)
     with user_input(f"{kind} {spec['name']}"):
         return function(**parameters, **given)

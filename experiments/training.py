@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import build as building
 from experiments.build import Experiment, build, describe, environment
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import NOT_EVALUATED, Checkpoints
 from experiments.record import Chrono, Recorder, format_blocks
 from experiments.workdir import claim
 from jaxlocal import data
@@ -53,11 +53,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     about = describe(experiment, state)
     claim(workdir, config, about, environment())
     checkpoints = Checkpoints(workdir)
-    last = checkpoints.step("last")
-    if last is not None:
-        state = checkpoints.restore(last, state)
+    last, state = checkpoints.resume(state)
+    if last:
         print(f"resuming {workdir} at step {last} of {experiment.num_steps}")
-    recorder = Recorder(workdir, last or 0)
+    recorder = Recorder(workdir, last)
     _announce(config, about)
     with _signals() as received:
         try:
@@ -102,11 +101,12 @@ def _loop(
             _log(*unlogged, experiment, recorder, chrono)
             unlogged = None
         if evaluate_now:
+            jax.block_until_ready(state)  # what is still under way is training time
             with chrono.paused():
                 exits = building.evaluate(experiment, state, config.eval_batch_size)
                 recorder.write(done, "test", exits)
                 print(f"step {done} test\n{format_blocks(exits)}", flush=True)
-                checkpoints.save(done, state, exits[-1]["accuracy"])
+                checkpoints.save(done, state, exits[-1].get("accuracy", NOT_EVALUATED))
         if received:
             checkpoints.save(done, state)
             print(f"{received[0].name}: step {done} is saved; the same command goes on from there", flush=True)
@@ -131,7 +131,7 @@ def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Rec
 
 def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:
     """What is about to be trained."""
-    units = sum(p["units"] for p in about["parameters"])
+    units = sum(p["network"] for p in about["parameters"])
     heads = sum(p["head"] for p in about["parameters"])
     print(
         f"{config.rule.name} on {config.model.name}, {config.dataset}: {about['units']} units in "

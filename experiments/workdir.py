@@ -11,6 +11,7 @@ from experiments.cli import UserError
 from experiments.record import write_json
 
 _FILE = "config.json"
+_FREE = ("evidence", "data_dir", "eval_batch_size")  # fields that a run's results do not depend on
 
 
 def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
@@ -22,8 +23,8 @@ def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environme
     content = {"config": config.to_dict(), "about": about, "environment": environment}
     content = json.loads(json.dumps(content))
     if (workdir / _FILE).exists():
-        theirs = _read(workdir)["config"]
-        if differing := _differences(theirs, content["config"]):
+        theirs, ours = ({k: v for k, v in c["config"].items() if k not in _FREE} for c in (_read(workdir), content))
+        if differing := _differences(theirs, ours):
             field, old, new = differing[0]
             raise UserError(
                 f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "

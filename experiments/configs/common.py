@@ -15,6 +15,7 @@ def digits() -> ConfigDict:
             "rule": {"name": "backprop"},
             "label_smoothing": 0.0,
             "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+            "schedule": "cosine",  # the papers', by epochs; or constant
             "learning_rate": 0.05,
             "warmup_epochs": 2,
             "warmup_start": 0.01,
@@ -70,6 +71,8 @@ def finish(config: ConfigDict, mode: str) -> ConfigDict:
     if mode == "smoke":
         config.duration = config.eval_every = "4 steps"
         config.log_every = "2 steps"
+        config.schedule = "constant"
+        config.learning_rate = 0.05
         config.batch_size = config.eval_batch_size = 32
         config.eval_examples = 100
         if config.model.name == "resnet":
