@@ -77,9 +77,18 @@ def test_a_damaged_cache_is_decoded_again(cache, damage):
         assert path.read_bytes() != written
 
 
-def test_a_missing_set_says_what_prepares_it(tmp_path):
-    with pytest.raises(data.MissingDataError, match=r"python -m experiments.prepare --dataset=stl10"):
+def test_a_missing_set_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(data.MissingDataError, match=rf"stl10 is not prepared in {tmp_path} as array_record"):
         data.load("stl10", tmp_path)
+
+
+def test_a_set_in_another_format_is_missing(tmp_path):
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"name": "mnist", "version": "3.0.1", "fileFormat": "tfrecord"}')
+    (folder / "features.json").write_text("{}")
+    with pytest.raises(data.MissingDataError, match=r"not as array_record"):
+        data.load("mnist", tmp_path)
 
 
 def test_unknown_set():

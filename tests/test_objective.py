@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlocal import Batch, freeze, readout, through, weighted_sum
+from jaxlocal import Batch, freeze, losses, readout, through, weighted_sum
 from jaxlocal.heads import Classifier, ConvMlp
 from jaxlocal.models import ConvUnit
 from jaxlocal.objective import LocalObjective, ObjectiveOut, no_sync
@@ -30,9 +30,22 @@ def run(objective, variables=None, *, train=True):
     return objective.apply(variables, CARRY, BATCH, KEY, train=train)
 
 
-def test_equal_readouts_are_one_object():
-    assert readout(Classifier(3)) is readout(Classifier(3))
-    assert readout(Classifier(4)) is not HEAD
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: readout(Classifier(k)),
+        lambda k: freeze(readout(Classifier(k))),
+        lambda k: through(ConvUnit(k), readout(Classifier(k))),
+        lambda k: weighted_sum(a=(0.5, readout(Classifier(k)))),
+    ],
+)
+def test_equal_arguments_give_one_object(make):
+    assert make(3) is make(3)
+    assert make(4) is not make(3)
+
+
+def test_the_default_loss_is_cross_entropy():
+    assert readout(Classifier(3)) is readout(Classifier(3), losses.cross_entropy)
 
 
 def test_readout_keeps_logits_in_float32():
@@ -47,7 +60,8 @@ def test_weighted_sum_adds_losses_and_gradients():
     out = run(total, variables)
     head_loss = HEAD.apply(pick(variables, "classify"), CARRY, BATCH, KEY, train=True).loss
     np.testing.assert_allclose(out.loss, 0.25 * head_loss + 2 * jnp.mean(CARRY**2), rtol=1e-6)
-    assert out.metrics.keys() == {"classify", "activity", "accuracy", "rms"}
+    assert out.metrics.keys() == {"classify", "activity", "classify/accuracy", "activity/rms", "accuracy"}
+    assert out.metrics["classify"] == head_loss
     assert out.logits.shape == (4, 3)
 
 
@@ -57,11 +71,17 @@ def test_weighted_sum_keeps_running_statistics_of_each_term():
     assert mutated["batch_stats"].keys() == {"a"}
 
 
-def test_weighted_sum_refuses_what_it_cannot_name():
+def test_weighted_sum_of_two_classifiers_exits_by_the_first():
+    other = readout(ConvMlp(3))
+    total = weighted_sum(a=(0.5, other), b=(0.5, HEAD))
+    variables = total.init(KEY, CARRY, BATCH)
+    expected = other.apply(pick(variables, "a"), CARRY, BATCH, KEY, train=True).logits
+    np.testing.assert_allclose(run(total, variables).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weighted_sum_needs_a_term():
     with pytest.raises(ValueError, match="at least one term"):
         weighted_sum()
-    with pytest.raises(ValueError, match=r"'b' of weighted_sum repeats the metrics \['accuracy'\]"):
-        run(weighted_sum(a=(1.0, HEAD), b=(1.0, HEAD)))
 
 
 def test_freeze_moves_parameters_and_keeps_the_gradient_to_the_block():

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from experiments import registry
-from experiments.build import build, parse_duration
+from experiments.build import build, evaluate, parse_duration
 from experiments.checkpoint import Checkpoints
 from experiments.cli import UserError
 from experiments.record import read_history
@@ -174,6 +174,15 @@ def test_bad_flags_get_one_line(flags, words):
         ({"cuts": "1,9"}, r"cuts \(1, 9\) do not fit a network of 6 units"),
         ({"cuts": "even:7"}, r"cannot cut 6 units into 7 blocks"),
         ({"cuts": "some"}, r"write all, even:K"),
+        ({"seed": -1}, r"seed -1: choose 0 or more"),
+        ({"log_every": "0 steps"}, r"log_every '0 steps'"),
+        ({"schedule": "cosine", "duration": "1 epochs"}, r"never reach the learning rate"),
+        ({"schedule": "cosine", "duration": "2 epochs"}, r"2 epochs with 2 of warm-up"),
+        ({"schedule": "linear"}, r"unknown schedule 'linear'"),
+        ({"learning_rate": -1.0}, r"learning_rate -1.0"),
+        ({"rule": {"name": "dgl", "depth": 2}}, r"rule dgl takes no parameters, but the config sets 'depth'"),
+        ({"rule": {"depth": 2}}, r"config field rule has no name"),
+        ({"model": {"name": "convnet", "strides": (1, 2)}}, r"model convnet: features"),
         ({"batch_size": 5000}, r"batch size 5000 with 1437 examples"),
         ({"duration": "4 weeks"}, r"duration '4 weeks': write a positive number of epochs or steps"),
         ({"label_smoothing": 1.0}, r"label_smoothing 1.0"),
@@ -190,19 +199,86 @@ def test_bad_configs_get_one_line(changes, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("change", [{"batch_size": "64"}, {"learning_rate": None}, {"cuts": 3}, {"duration": 400}])
+def test_fields_of_another_type_get_one_line(change):
+    content = {**digits().to_dict(), **change}
+    with pytest.raises(UserError, match=rf"config field {next(iter(change))}=.*: expected"):
+        build(ConfigDict(content))
+
+
+def test_a_missing_field_gets_one_line():
+    content = digits().to_dict()
+    del content["warmup_start"]
+    with pytest.raises(UserError, match=r"no field 'warmup_start'"):
+        build(ConfigDict(content))
+
+
 def test_a_workdir_of_another_config_is_refused(tmp_path):
     train_and_evaluate(digits(), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(UserError, match=r"config.seed=0, now 1 is given"):
         train_and_evaluate(digits(seed=1), tmp_path)
+    train_and_evaluate(digits(eval_batch_size=7), tmp_path)  # nothing that the run's results depend on
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_a_damaged_checkpoint_gets_one_line(tmp_path):
+def flip_a_byte(checkpoint: Path) -> None:
+    path = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped byte": flip_a_byte,
+    "missing tensors": lambda path: shutil.rmtree(path / "state"),
+    "empty": lambda path: [shutil.rmtree(child) for child in path.iterdir() if child.is_dir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage, capfd):
+    """The run goes on from the one before, and ends as if nothing had happened."""
+    whole = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
+    expected = (tmp_path / "metrics.jsonl").read_text()
+    DAMAGES[damage](tmp_path / "checkpoints" / "4")
+    assert_one_line_error(program("evaluate", f"--workdir={tmp_path}"), "checkpoints/4", "cannot be restored")
+    again = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
+    assert "warning: checkpoint" in capfd.readouterr().err
+    assert (tmp_path / "damaged" / "4").exists()
+    assert list(again.exits) == list(whole.exits)
+    assert (tmp_path / "metrics.jsonl").read_text() == expected
+
+
+def test_nothing_is_lost_when_no_checkpoint_is_intact(tmp_path):
     train_and_evaluate(digits(), tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "4" / "default")
-    done = program("evaluate", f"--workdir={tmp_path}")
-    assert_one_line_error(done, "checkpoints/4", "cannot be restored")
+    flip_a_byte(tmp_path / "checkpoints" / "4")
+    with pytest.raises(UserError, match=r"no checkpoint is intact, give another --workdir"):
+        train_and_evaluate(digits(), tmp_path)
+    assert (tmp_path / "checkpoints" / "4").exists()
+
+
+def test_best_is_none_until_something_was_evaluated(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, build(digits()).init(0))
+    assert (checkpoints.step("last"), checkpoints.step("best")) == (1, None)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("batch_size", [7, 100])
+def test_evaluation_does_not_depend_on_its_batch(batch_size):
+    experiment = build(digits())
+    state = experiment.init(0)
+    for got, expected in zip(evaluate(experiment, state, batch_size), evaluate(experiment, state, 50), strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_label_smoothing_reaches_the_loss():
+    losses = []
+    for smoothing in (0.0, 0.5):
+        experiment = build(digits(label_smoothing=smoothing))
+        losses.append(evaluate(experiment, experiment.init(0), 100)[0]["loss"])
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
@@ -215,7 +291,7 @@ def test_evaluate_without_a_run(tmp_path, content):
 def test_prepare_says_what_it_needs():
     assert_one_line_error(program("prepare"), "--dataset", "cifar10")
     assert_one_line_error(program("prepare", "--dataset=cifar"), "'cifar'", "cifar10")
-    assert_one_line_error(program("prepare", "--dataset=cifar10"), "TensorFlow", "jaxlocal[prepare]")
+    assert_one_line_error(program("prepare", "--dataset=cifar10"), "TensorFlow", "pip install -e '.[prepare]'")
 
 
 @pytest.mark.parametrize(

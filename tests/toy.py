@@ -3,12 +3,30 @@
 from functools import cache
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlocal import Batch, Block, Executor, Network, TrainState, cut_everywhere, data, fused, init_state, make_blocks
+from jaxlocal import (
+    Batch,
+    Block,
+    Executor,
+    LocalRule,
+    Network,
+    TrainState,
+    cut_everywhere,
+    data,
+    freeze,
+    fused,
+    init_state,
+    make_blocks,
+    readout,
+    through,
+    weighted_sum,
+)
 from jaxlocal.feed import Feed
+from jaxlocal.heads import Classifier, ConvMlp
 from jaxlocal.models import convnet
 from jaxlocal.rule import Rule
 
@@ -29,6 +47,27 @@ def digits(n: int = 32) -> Batch:
     train = data.load("digits").train
     examples = data.Examples(jnp.asarray(train.image), jnp.asarray(train.label), jnp.arange(n, dtype=jnp.int32))
     return data.prepare_with(data.RECIPES["digits"])(examples, jax.random.key(0), train=False)
+
+
+class Dropout(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dropout(0.2, deterministic=not train)(x)
+
+
+@cache
+def composite() -> Rule:
+    """A rule out of every combinator: dropout in front of one head, another head frozen."""
+
+    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+        objective = weighted_sum(
+            dropped=(0.7, through(Dropout(), readout(Classifier(num_classes)))),
+            frozen=(0.3, freeze(readout(ConvMlp(num_classes)))),
+        )
+        last = readout(Classifier(num_classes))
+        return network, LocalRule((objective,) * len(network.cuts) + (last,))
+
+    return rule
 
 
 @cache
