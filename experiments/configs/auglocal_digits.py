@@ -12,7 +12,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.evidence = common.evidence(
         "auglocal_digits.py",
         paper="Ma et al., ICLR 2024, arXiv 2402.17318; digits are not in the paper",
-        expected="test accuracy 99.7% at the last exit (seed 0; 99.4% for backprop)",
+        expected="test accuracy 99.2% at the last exit (seed 0; 98.9% for backprop)",
         run_time="15 s of training on 2 CPU cores",
     )
     return common.finish(config, mode)
