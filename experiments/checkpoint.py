@@ -21,16 +21,18 @@ NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations
 class Checkpoints:
     """The checkpoints under ``workdir/checkpoints``: the last two, and the one of best test accuracy."""
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
         self._workdir = workdir
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(
+                read_only=read_only,
+                create=not read_only,
                 preservation_policy=policy.AnyPreservationPolicy(
                     [policy.LatestN(2), policy.BestN(get_metric_fn=_accuracy, n=1)]
                 ),
                 best_fn=_accuracy,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
             ),
         )
 
@@ -46,7 +48,7 @@ class Checkpoints:
         Returns:
           None if there is none, or, for ``best``, none that was evaluated.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         if which == "last":
             return self._manager.latest_step()
         best = self._manager.best_step()
@@ -91,9 +93,13 @@ class Checkpoints:
             raise UserError(f"no checkpoint is intact, give another --workdir to start anew: {failures[max(failures)]}")
         return 0, template
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends Orbax's threads."""
+        self.wait()
         self._manager.close()
 
     def _set_aside(self, failures: dict[int, UserError]) -> None:

@@ -91,7 +91,8 @@ def config_flag(meaning: str) -> Callable[[], ConfigDict]:
         try:
             return holder.value.copy_and_resolve_references()
         except OSError as error:  # a file that is not there is found out only here
-            raise UserError(f"--config: {_one_line(error.__cause__ or error)}") from error
+            file = _one_line(error).rsplit("'", 2)[-2:][0] or "its file"
+            raise UserError(f"--config: {file} cannot be read; configs are in experiments/configs") from error
 
     return read
 

@@ -7,6 +7,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from absl import flags
@@ -30,12 +31,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir is needed: the directory of the run to evaluate")
     workdir = Path(_WORKDIR.value)
     config = load_config(workdir)
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.step(_CHECKPOINT.value)
-    if step is None:
-        raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
-    experiment = building.build(config)
-    state = checkpoints.restore(step, experiment.init(config.seed))
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {workdir}: train it first")
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.step(_CHECKPOINT.value)
+        if step is None:
+            raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
+        experiment = building.build(config)
+        state = checkpoints.restore(step, experiment.init(config.seed))
     exits = building.evaluate(experiment, state, config.eval_batch_size)
     print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint)\n{format_blocks(exits)}")
     print(json.dumps({"step": step, **{name: [e.get(name) for e in exits] for name in ("accuracy", "loss")}}))

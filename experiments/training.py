@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,18 +52,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
     state = experiment.init(config.seed)
     about = describe(experiment, state)
     claim(workdir, config, about, environment())
-    checkpoints = Checkpoints(workdir)
-    last, state = checkpoints.resume(state)
-    if last:
-        print(f"resuming {workdir} at step {last} of {experiment.num_steps}")
-    recorder = Recorder(workdir, last)
     _announce(config, about)
-    with _signals() as received:
-        try:
+    with closing(Checkpoints(workdir)) as checkpoints, _signals() as received:
+        last, state = checkpoints.resume(state)
+        if last:
+            what = "is finished:" if last == experiment.num_steps else "goes on"
+            print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
+        with closing(Recorder(workdir, last)) as recorder:
             exits = _loop(config, experiment, state, recorder, checkpoints, received)
-        finally:
-            recorder.close()
-            checkpoints.close()
     return Results(workdir, recorder.history, about, exits, received[0] if received else None)
 
 
@@ -108,10 +104,15 @@ def _loop(
                 print(f"step {done} test\n{format_blocks(exits)}", flush=True)
                 checkpoints.save(done, state, exits[-1].get("accuracy", NOT_EVALUATED))
         if received:
+            print(f"{received[0].name}: saving step {done} (again to give it up)", flush=True)
             checkpoints.save(done, state)
-            print(f"{received[0].name}: step {done} is saved; the same command goes on from there", flush=True)
+            checkpoints.wait()
+            print(f"step {done} is saved; the same command goes on from there", flush=True)
             return exits or ()
-    return exits or building.evaluate(experiment, state, config.eval_batch_size)
+    if exits is None:  # there was nothing left to do
+        exits = building.evaluate(experiment, state, config.eval_batch_size)
+        print(f"test\n{format_blocks(exits)}", flush=True)
+    return exits
 
 
 def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Recorder, chrono: Chrono) -> None:

@@ -52,7 +52,9 @@ def _read(workdir: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"no run in {workdir}: {_FILE} cannot be read ({error.strerror})") from error
+        runs = ", ".join(str(found.parent) for found in sorted(workdir.glob(f"*/{_FILE}")))
+        hint = f"; runs are in {runs}" if runs else ""
+        raise UserError(f"no run in {workdir}: {_FILE} cannot be read ({error.strerror}){hint}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):

@@ -5,8 +5,10 @@ import tempfile
 
 from jaxtyping import install_import_hook
 
-# Before jaxlocal or jax are imported: tests must not read or fill the user's cache.
-os.environ["JAXLOCAL_CACHE"] = tempfile.mkdtemp(prefix="jaxlocal-tests-")
+# Before jaxlocal or jax are imported: tests must not read or fill the user's cache. The
+# programs that they start, and the workers of one session, share one.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAXLOCAL_CACHE"] = tempfile.mkdtemp(prefix="jaxlocal-tests-")
 
 with install_import_hook("jaxlocal", "beartype.beartype"):
     import jaxlocal  # noqa: F401

@@ -98,7 +98,7 @@ def test_coarse_cuts_keep_blocks_of_several_units():
     [
         (0, 0.5, (1, 2), "depth is 1 or more"),
         (2, 1.5, (1, 2), "tau between 0 and 1"),
-        (2, 0.5, (1, 2), r"leaves 1: give at least 4 blocks, or a depth of at most 1"),
+        (2, 0.5, (1, 2), r"leaves 1: give at least 4 blocks, or a smaller depth"),
         (9, 0.5, (1, 2), "leaves 1"),
         (1, 0.5, (), "at least 3 blocks"),
     ],

@@ -75,10 +75,11 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
     assert process.returncode == 130
-    assert "SIGINT: step" in rest
+    assert "SIGINT: saving step" in rest
+    assert "is saved; the same command goes on" in rest
     again = program("train", *flags, f"--workdir={tmp_path / 'cut'}")
     assert again.returncode == 0, again.stderr
-    assert "resuming" in again.stdout
+    assert "goes on at step" in again.stdout
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
 
 
@@ -119,6 +120,18 @@ def test_evaluate_and_a_finished_run(tmp_path):
     again = train_and_evaluate(digits(), tmp_path)
     assert len(again.history) == len(trained.history)
     assert list(again.exits) == list(trained.exits)
+
+
+def test_evaluating_leaves_the_workdir_alone(tmp_path):
+    train_and_evaluate(digits(), tmp_path)
+    unfinished = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"  # as a run beside it may be writing
+    unfinished.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert program("evaluate", f"--workdir={tmp_path}").returncode == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert_one_line_error(program("evaluate", f"--workdir={tmp_path}"), "no checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_compare_writes_a_table_and_a_picture(tmp_path):
