@@ -6,7 +6,7 @@ import tempfile
 from jaxtyping import install_import_hook
 
 # Before jaxlocal or jax are imported: tests must not read or fill the user's cache. The
-# programs that they start, and the workers of one session, share one.
+# programs that they start, and the workers of one run, share one.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAXLOCAL_CACHE"] = tempfile.mkdtemp(prefix="jaxlocal-tests-")
 
