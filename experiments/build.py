@@ -72,10 +72,10 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
     """
+    _check_fields(config)
     dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
-    _check_fields(config)
     if config.eval_batch_size < 1 or config.eval_examples < 0:
         raise UserError(
             f"eval_batch_size {config.eval_batch_size}, eval_examples {config.eval_examples}: "

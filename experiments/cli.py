@@ -91,8 +91,8 @@ def config_flag(meaning: str) -> Callable[[], ConfigDict]:
         try:
             return holder.value.copy_and_resolve_references()
         except OSError as error:  # a file that is not there is found out only here
-            file = _one_line(error).rsplit("'", 2)[-2:][0] or "its file"
-            raise UserError(f"--config: {file} cannot be read; configs are in experiments/configs") from error
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"--config: {reason}; configs are in experiments/configs") from error
 
     return read
 

@@ -162,7 +162,6 @@ def update(
       carry: the block's input.
       batch: the examples.
       key: of this block and step.
-      peers: ``params`` of every block before the step, for ``sync``.
       dtype: of the computation.
 
     Returns:

@@ -212,17 +212,28 @@ def test_bad_configs_get_one_line(changes, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("change", [{"batch_size": "64"}, {"learning_rate": None}, {"cuts": 3}, {"duration": 400}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": "64"},
+        {"learning_rate": None},
+        {"cuts": 3},
+        {"duration": 400},
+        {"dtype": None},
+        {"label_smoothing": "0.1"},
+    ],
+)
 def test_fields_of_another_type_get_one_line(change):
     content = {**digits().to_dict(), **change}
     with pytest.raises(UserError, match=rf"config field {next(iter(change))}=.*: expected"):
         build(ConfigDict(content))
 
 
-def test_a_missing_field_gets_one_line():
+@pytest.mark.parametrize("field", ["warmup_start", "dtype"])
+def test_a_missing_field_gets_one_line(field):
     content = digits().to_dict()
-    del content["warmup_start"]
-    with pytest.raises(UserError, match=r"no field 'warmup_start'"):
+    del content[field]
+    with pytest.raises(UserError, match=rf"no field '{field}'"):
         build(ConfigDict(content))
 
 

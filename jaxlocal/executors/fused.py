@@ -24,6 +24,11 @@ _update = jax.jit(block_lib.update, static_argnames=("block", "optimizer", "dtyp
 _evaluate = jax.jit(block_lib.evaluate, static_argnames=("block", "dtype"))
 
 
+def _alike(block: Block) -> Block:
+    """The block without its sync, which is part of neither: it may know its place, and no two would be equal."""
+    return block._replace(objective=block.objective._replace(sync=no_sync))
+
+
 def train_step(
     blocks: tuple[Block, ...],
     feed: Feed,
@@ -52,8 +57,7 @@ def train_step(
     for i, (block, old) in enumerate(zip(blocks, state.blocks, strict=True)):
         feed_key, block_key = jax.random.split(jax.random.fold_in(step_key, i))
         carry = feed(i, carry, batch, feed_key, train=True)
-        alike = block._replace(objective=block.objective._replace(sync=no_sync))  # sync is not part of the update
-        new, carry, block_metrics = _update(alike, optimizer, old, carry, batch, block_key, dtype=dtype)
+        new, carry, block_metrics = _update(_alike(block), optimizer, old, carry, batch, block_key, dtype=dtype)
         done = (block_lib.sync(block, new, peers), carry, block_metrics)
         new, carry, block_metrics = jax.lax.optimization_barrier(done)
         states.append(new)
@@ -69,7 +73,7 @@ def evaluate(
     for i, (block, block_state) in enumerate(zip(blocks, state.blocks, strict=True)):
         feed_key, block_key = jax.random.split(jax.random.fold_in(state.key, i))
         carry = feed(i, carry, batch, feed_key, train=False)
-        carry, out = _evaluate(block, block_state.variables, carry, batch, block_key, dtype=dtype)
+        carry, out = _evaluate(_alike(block), block_state.variables, carry, batch, block_key, dtype=dtype)
         carry, block_metrics = jax.lax.optimization_barrier((carry, block_lib.metrics_of(out)))
         metrics.append(block_metrics)
     return tuple(metrics)
