@@ -6,10 +6,19 @@ auxiliary head, and no gradient crosses a cut.
 
 from jaxlocal import data, executors, heads, losses, models, rules
 from jaxlocal.block import Block, BlockState, make_blocks
-from jaxlocal.executors import Executor, TrainState, fused, init_state
+from jaxlocal.executors import Executor, TrainState, compiler_options, fused, init_state
 from jaxlocal.feed import Feed, chain
-from jaxlocal.network import Network, cut_evenly, cut_everywhere
-from jaxlocal.objective import Batch, LocalObjective, ObjectiveOut, freeze, readout, through, weighted_sum
+from jaxlocal.network import Network, cut_balanced, cut_evenly, cut_everywhere
+from jaxlocal.objective import (
+    Batch,
+    LocalObjective,
+    ObjectiveOut,
+    feature_objective,
+    freeze,
+    readout,
+    through,
+    weighted_sum,
+)
 from jaxlocal.rule import LocalRule, Rule
 
 __version__ = "0.1.0"

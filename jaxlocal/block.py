@@ -33,10 +33,17 @@ Metrics = dict[str, jax.Array]
 
 
 class Block(NamedTuple):
-    """A run of units and what they minimise."""
+    """A run of units and what they minimise.
+
+    Attributes:
+      units: in the order of computation.
+      objective: of the block.
+      remat: as in :class:`jaxlocal.rule.LocalRule`.
+    """
 
     units: tuple[nn.Module, ...]
     objective: LocalObjective
+    remat: int = 0
 
 
 @flax.struct.dataclass
@@ -62,7 +69,9 @@ def make_blocks(network: Network, local_rule: LocalRule) -> tuple[Block, ...]:
     runs = blocks_of(network)
     if len(runs) != len(local_rule.objectives):
         raise ValueError(f"{len(local_rule.objectives)} objectives given for {len(runs)} blocks: one each is needed")
-    return tuple(Block(tuple(units), objective) for units, objective in zip(runs, local_rule.objectives, strict=True))
+    return tuple(
+        Block(units, objective, local_rule.remat) for units, objective in zip(runs, local_rule.objectives, strict=True)
+    )
 
 
 def init(
@@ -78,9 +87,9 @@ def init(
     """
     parts = {}
     for i, unit in enumerate(block.units):
-        given = jnp.shape(carry)
+        given = jax.tree.map(jnp.shape, carry)
         carry, parts[f"unit_{i}"] = init_module(unit, jax.random.fold_in(key, i), carry)
-        if 0 in jnp.shape(carry):
+        if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(carry)):
             raise ValueError(f"unit {type(unit).__name__} leaves nothing of an input of shape {given}: pool less")
     head_key = jax.random.fold_in(key, len(block.units))
     variables = {"params": {}, **nest(**parts, head=block.objective.init(head_key, carry, batch))}
@@ -93,11 +102,21 @@ def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train
     Returns:
       ``(output, mutated)``; ``mutated`` is nested by unit.
     """
-    mutated = {}
-    for i, unit in enumerate(block.units):
-        name = f"unit_{i}"
-        unit_key = jax.random.fold_in(key, i)
-        carry, mutated[name] = apply_module(unit, pick(variables, name), carry, unit_key, train=train)
+    length = block.remat or len(block.units)
+
+    def span(first: int, variables: Variables, carry: Carry) -> tuple[Carry, dict[str, Variables]]:
+        mutated: dict[str, Variables] = {}
+        for i, unit in enumerate(block.units[first : first + length], first):
+            unit_key = jax.random.fold_in(key, i)
+            carry, mutated[f"unit_{i}"] = apply_module(unit, pick(variables, f"unit_{i}"), carry, unit_key, train=train)
+        return carry, mutated
+
+    if block.remat:
+        span = jax.checkpoint(span, static_argnums=0)
+    mutated: dict[str, Variables] = {}
+    for first in range(0, len(block.units), length):
+        carry, new = span(first, variables, carry)
+        mutated |= new
     return carry, nest(**mutated)
 
 
@@ -180,15 +199,16 @@ def metrics_of(out: ObjectiveOut) -> Metrics:
     return {**out.metrics, "loss": out.loss}
 
 
-def sync(block: Block, state: BlockState, peers: tuple[Any, ...]) -> BlockState:
-    """Lets the block's objective look at its peers, after the update.
+def sync(block: Block, state: BlockState, peers: tuple[Any, ...], *, start: bool = False) -> BlockState:
+    """Lets the block's objective look at its peers.
 
     Args:
       block: units and objective.
       state: of this block, updated.
       peers: ``params`` of every block before the step.
+      start: whether this is the beginning, before any step, rather than after an update.
     """
-    synced = nest(head=block.objective.sync(pick(state.variables, "head"), peers))
+    synced = nest(head=block.objective.sync(pick(state.variables, "head"), peers, start=start))
     return BlockState(merge(state.variables, synced), state.opt_state)
 
 

@@ -1,15 +1,28 @@
-"""Auxiliary heads: what turns a block's output into class scores.
+"""Auxiliary heads: what turns a block's output into something a loss can read.
 
-Each is called as ``head(carry, train=...)`` and returns ``[b, k]``. Images come as
-``[b, h, w, c]``; the features of a dense block, ``[b, f]``, count as one pixel.
+Each is called as ``head(carry, train=...)``. Classifiers return ``[b, k]``. Images come
+as ``[b, h, w, c]``; the features of a dense block, ``[b, f]``, count as one pixel. Where
+a head has a ``width``, it multiplies the features of its hidden layers.
 """
 
 import math
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlocal.layers import BatchNorm, adaptive_average_pool, conv, dense, global_average_pool
+from jaxlocal.layers import (
+    BatchNorm,
+    adaptive_average_pool,
+    as_image,
+    bilinear_resize,
+    conv,
+    dense,
+    flatten,
+    global_average_pool,
+    safe_sqrt,
+)
 
 
 class Classifier(nn.Module):
@@ -35,25 +48,130 @@ class ConvMlp(nn.Module):
 
     Attributes:
       num_classes: k.
+      width: of the hidden layers, relative to the block's output.
     """
 
     num_classes: int
+    width: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
-        b, c = x.shape[0], x.shape[-1]
-        x = x if x.ndim == 4 else x.reshape(b, 1, 1, -1)
-        side = math.ceil(x.shape[1] / 4)
+        x = as_image(x)
+        features, side = scaled(x.shape[-1], self.width), math.ceil(x.shape[1] / 4)
         x = adaptive_average_pool(x, side)
         for i in range(1, 4):
-            x = conv(c, 1, name=f"conv{i}")(x)
+            x = conv(features, 1, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(not train, name=f"conv{i}_bn")(x))
-        x = adaptive_average_pool(x, min(side, 2)).reshape(b, -1)
-        width = x.shape[-1]
+        x = flatten(adaptive_average_pool(x, min(side, 2)))
+        features = x.shape[-1]
         for i in range(1, 3):
-            x = dense(x, width, use_bias=False, name=f"dense{i}")
+            x = dense(x, features, use_bias=False, name=f"dense{i}")
             x = nn.relu(BatchNorm(not train, name=f"dense{i}_bn")(x))
         return dense(x, self.num_classes, name="dense")
+
+
+class ConvDense(nn.Module):
+    """The classifier of InfoPro (Wang et al. 2021, table 8 and code): "1c2f".
+
+    A 3x3 convolution, batch norm, ReLU, global average pool, a dense layer, ReLU and a
+    dense layer.
+
+    Attributes:
+      num_outputs: k classes, or the features that a contrastive loss compares.
+      strides: of the convolution, which has as many times the channels of its input.
+      hidden: features of the first dense layer.
+      width: of the hidden layers.
+    """
+
+    num_outputs: int
+    strides: int = 1
+    hidden: int = 128
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
+        x = as_image(x)
+        features = scaled(x.shape[-1] * self.strides, self.width)
+        x = conv(features, 3, strides=self.strides, name="conv")(x)
+        x = global_average_pool(nn.relu(BatchNorm(not train, name="norm")(x)))
+        x = nn.relu(dense(x, scaled(self.hidden, self.width), name="dense1"))
+        return dense(x, self.num_outputs, name="dense2")
+
+
+class Decoder(nn.Module):
+    """The decoder of InfoPro (Wang et al. 2021, table 8 and code): the image, from a block's output.
+
+    Bilinear interpolation to the image's size, a 3x3 convolution to 12 channels, batch
+    norm, ReLU, and a 3x3 convolution. Returns ``[b, h, w, c]``, logits: the image in
+    [0, 1] is their sigmoid.
+
+    Attributes:
+      shape: ``(h, w, c)`` of the image.
+      width: of the hidden layer.
+    """
+
+    shape: tuple[int, int, int]
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... d"], *, train: bool) -> Float[Array, "b h w c"]:
+        h, w, channels = self.shape
+        x = bilinear_resize(as_image(x), h, w)
+        x = conv(scaled(12, self.width), 3, use_bias=True, name="conv1")(x)
+        x = nn.relu(BatchNorm(not train, name="norm")(x))
+        return conv(channels, 3, use_bias=True, name="conv2")(x)
+
+
+class ConvStd(nn.Module):
+    """What PredSim compares (Nokland and Eidnes 2019): a 3x3 convolution's deviation over space.
+
+    Returns ``[b, d]``: the standard deviation of each of the convolution's channels over
+    the pixels, or the output itself where there is but one pixel.
+
+    Attributes:
+      width: of the convolution, relative to the block's output.
+    """
+
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b d"]:
+        del train
+        x = as_image(x)
+        x = conv(scaled(x.shape[-1], self.width), 3, name="conv")(x)
+        return safe_sqrt(jnp.var(x, axis=(1, 2), ddof=1)) if x.shape[1] > 1 else flatten(x)
+
+
+class PooledClassifier(nn.Module):
+    """Average pool until few numbers are left, then a dense layer (PredSim's prediction head, code).
+
+    The pool's window doubles in height and in width by turns.
+
+    Attributes:
+      num_classes: k.
+      features: at most so many are left, unless one pixel has more.
+    """
+
+    num_classes: int
+    features: int = 512
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
+        del train
+        x = as_image(x)
+        _, h, w, c = x.shape
+        window, out = [1, 1], [h, w]
+        turn = 0
+        while math.prod(out) * c > self.features and out != [1, 1]:
+            window[turn] *= 2
+            out[turn] = math.ceil(x.shape[1 + turn] / window[turn])
+            turn = 1 - turn
+        # As in the authors' code: zeros are averaged in where a window sticks out, and where windows do
+        # not divide the side, a few pixels at its end may be left out.
+        padding = [((k * (o - n // k)) // 2,) * 2 for k, o, n in zip(window, out, (h, w), strict=True)]
+        total = nn.pool(x, 0.0, jax.lax.add, tuple(window), strides=tuple(window), padding=padding)
+        x = total / float(math.prod(window))
+        return dense(flatten(x), self.num_classes, name="dense")
 
 
 class Units(nn.Module):
@@ -77,3 +195,8 @@ class Units(nn.Module):
         if self.norm:
             x = BatchNorm(not train, name="norm")(x)
         return dense(x, self.num_classes, name="dense")
+
+
+def scaled(features: int, width: float) -> int:
+    """Features of a hidden layer at a relative width, rounded down, at least one."""
+    return max(1, int(features * width))

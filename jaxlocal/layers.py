@@ -19,14 +19,14 @@ from jaxtyping import Array, Float
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
-def conv(features: int, kernel: int, *, strides: int = 1, name: str) -> nn.Conv:
-    """A ``kernel x kernel`` convolution without bias, padded by ``kernel // 2`` on every side."""
+def conv(features: int, kernel: int, *, strides: int = 1, use_bias: bool = False, name: str) -> nn.Conv:
+    """A ``kernel x kernel`` convolution, padded by ``kernel // 2`` on every side; a bias starts at zero."""
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=strides,
         padding=kernel // 2,
-        use_bias=False,
+        use_bias=use_bias,
         kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
         name=name,
     )
@@ -53,8 +53,40 @@ def adaptive_average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array,
     b, h, w, c = x.shape
     if h % size == 0 and w % size == 0:
         return jnp.mean(x.reshape(b, size, h // size, size, w // size, c), axis=(2, 4))
-    rows, columns = (jnp.asarray(_bins(n, size), x.dtype) for n in (h, w))
-    return jnp.einsum("bhwc,ph,qw->bpqc", x, rows, columns, precision=jax.lax.Precision.HIGHEST)
+    return _resample(x, _bins(h, size), _bins(w, size))
+
+
+def bilinear_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
+    """Bilinear interpolation in which the corner pixels stay at the corners (PyTorch's ``align_corners``)."""
+    _, h, w, _ = x.shape
+    return x if (h, w) == (height, width) else _resample(x, _hats(h, height), _hats(w, width))
+
+
+def as_image(x: Float[Array, "b ... c"]) -> Float[Array, "b h w c"]:
+    """Images as they are; the features of a dense block, ``[b, c]``, as images of one pixel."""
+    return x if x.ndim == 4 else x.reshape(x.shape[0], 1, 1, -1)
+
+
+def flatten(x: Float[Array, "b h w c"]) -> Float[Array, "b f"]:
+    """One row per image, channel by channel, as in the papers' code."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+def safe_sqrt(x: Array) -> Array:
+    """The square root, with a derivative of zero (not infinity) at zero, as PyTorch's ``std`` has."""
+    return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
+
+
+def _resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    """Each output pixel as a weighted sum of input pixels: ``rows`` is ``[out, in]``, likewise ``columns``."""
+    weights = (jnp.asarray(matrix, x.dtype) for matrix in (rows, columns))
+    return jnp.einsum("bhwc,ph,qw->bpqc", x, *weights, precision=jax.lax.Precision.HIGHEST)
+
+
+def _hats(n: int, size: int) -> np.ndarray:
+    """Row p interpolates linearly between the two of ``n`` inputs that point p of ``size`` lies between."""
+    at = np.linspace(0, n - 1, size)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n)))
 
 
 def _bins(n: int, size: int) -> np.ndarray:

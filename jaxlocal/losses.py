@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxlocal.layers import safe_sqrt
+
 Loss = Callable[[Float[Array, "b k"], Int[Array, "b"]], Float[Array, "b"]]
 
 
@@ -32,6 +34,67 @@ def cross_entropy(
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+
+def similarity_matching(features: Float[Array, "b d"], labels: Int[Array, "b"], num_classes: int) -> Float[Array, "b"]:
+    r"""Squared distance between the similarities of features and of labels (Nokland and Eidnes 2019, eq. 1).
+
+    .. math:: \ell_i = \frac1b \sum_j (S(h)_{ij} - S(\mathrm{onehot}(y))_{ij})^2
+
+    where :math:`S` is the cosine similarity of rows from which their mean was taken.
+
+    Args:
+      features: ``[b, d]``, d >= 2.
+      labels: ``[b]``, integers 0..k-1.
+      num_classes: k.
+    """
+    chex.assert_rank([features, labels], [2, 1])
+    targets = jax.nn.one_hot(labels, num_classes, dtype=features.dtype)
+    return jnp.mean((_similarity(features) - _similarity(targets)) ** 2, axis=1)
+
+
+def _similarity(x: Float[Array, "b d"]) -> Float[Array, "b b"]:
+    x = x - jnp.mean(x, axis=1, keepdims=True)
+    x = x / (1e-8 + safe_sqrt(jnp.sum(x**2, axis=1, keepdims=True)))
+    return jnp.clip(jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST), -1, 1)
+
+
+def reconstruction(logits: Float[Array, "b h w c"], pixels: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+    """Binary cross-entropy between an image and its reconstruction, mean over pixels (InfoPro, appendix).
+
+    Args:
+      logits: ``[b, h, w, c]``; the reconstruction is their sigmoid.
+      pixels: ``[b, h, w, c]``, the image in [0, 1].
+    """
+    chex.assert_equal_shape([logits, pixels])
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, pixels), axis=(1, 2, 3))
+
+
+def supervised_contrastive(
+    features: Float[Array, "b d"], labels: Int[Array, "b"], *, temperature: float = 0.07
+) -> Float[Array, "b"]:
+    r"""Supervised contrastive loss (Khosla et al. 2020, eq. 2), one view per example.
+
+    .. math:: \ell_i = -\frac{1}{|P_i|} \sum_{j \in P_i}
+              \log \frac{\exp(z_i z_j / T)}{\sum_{k \ne i} \exp(z_i z_k / T)}
+
+    with :math:`z` the normalised features and :math:`P_i` the other examples of the same
+    class; an example that has none counts as zero.
+
+    Args:
+      features: ``[b, d]``.
+      labels: ``[b]``.
+      temperature: :math:`T`.
+    """
+    chex.assert_rank([features, labels], [2, 1])
+    norm = safe_sqrt(jnp.sum(features**2, axis=1, keepdims=True))
+    z = features / jnp.maximum(norm, 1e-12)
+    scores = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    itself = jnp.eye(len(labels), dtype=bool)
+    log_p = jax.nn.log_softmax(jnp.where(itself, jnp.finfo(scores.dtype).min, scores), axis=1)
+    positive = (labels[:, None] == labels) & ~itself
+    count = jnp.maximum(1, jnp.sum(positive, axis=1)).astype(log_p.dtype)
+    return -jnp.sum(jnp.where(positive, log_p, 0.0), axis=1) / count
 
 
 def accuracy(logits: Float[Array, "b k"], labels: Int[Array, "b"]) -> Float[Array, ""]:

@@ -10,11 +10,17 @@ A *cut* is the index of the first unit of a block. ``cuts=(1, 4)`` on six units
 makes the blocks ``[0], [1, 2, 3], [4, 5]``; ``cuts=()`` is one block.
 """
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlocal.variables import size
 
 
 class Network(NamedTuple):
@@ -64,6 +70,53 @@ def cut_evenly(units: Sequence[nn.Module], num_blocks: int) -> tuple[int, ...]:
     return tuple(round(k * n / num_blocks) for k in range(1, num_blocks))
 
 
+def cut_balanced(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
+    """The cuts that make ``num_blocks`` blocks whose dearest one is as cheap as possible.
+
+    With :func:`activations` for costs, these are cuts of balanced memory (InfoPro,
+    section 4.1: "InfoPro*").
+
+    Args:
+      costs: of each unit, not negative.
+      num_blocks: K.
+
+    Raises:
+      ValueError: if ``num_blocks`` is not between 1 and the number of units.
+    """
+    n = len(costs)
+    if not 1 <= num_blocks <= n:
+        raise ValueError(f"cannot cut {n} units into {num_blocks} blocks: choose 1 to {n}")
+    total = np.concatenate([[0.0], np.cumsum(costs)])
+    best: dict[int, tuple[float, tuple[int, ...]]] = {i: (total[i], ()) for i in range(1, n + 1)}
+    for blocks in range(2, num_blocks + 1):  # best[i]: the dearest of the blocks of the first i units, and their cuts
+        best = {
+            i: min((max(best[cut][0], total[i] - total[cut]), (*best[cut][1], cut)) for cut in range(blocks - 1, i))
+            for i in range(blocks, n + 1)
+        }
+    return best[n][1]
+
+
+def activations(units: Sequence[nn.Module], image: tuple[int, ...]) -> tuple[float, ...]:
+    """How many numbers each unit's modules put out for one image: what a backward pass keeps, heads apart.
+
+    Args:
+      units: of a network.
+      image: shape of one image, ``(h, w, c)``.
+    """
+
+    def trace(unit: nn.Module, x: Any) -> tuple[Any, Any]:
+        y, variables = unit.init_with_output(
+            jax.random.key(0), x, train=False, mutable=True, capture_intermediates=True
+        )
+        return y, variables["intermediates"]
+
+    counts, x = [], jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    for unit in units:
+        x, put_out = jax.eval_shape(functools.partial(trace, unit), x)
+        counts.append(float(size(put_out)))
+    return tuple(counts)
+
+
 def strides_of(unit: nn.Module) -> int:
     """By what factor a unit lowers the resolution of its input (1 if it does not say)."""
     return getattr(unit, "strides", 1)
@@ -80,3 +133,16 @@ def with_strides(unit: nn.Module, strides: int) -> nn.Module:
     if strides != 1:
         raise ValueError(f"a stride of {strides} is asked of {type(unit).__name__}, which has no field `strides`")
     return unit.clone()
+
+
+def with_width(unit: nn.Module, width: float) -> nn.Module:
+    """A fresh copy of a unit with ``width`` times its features, rounded down, at least one.
+
+    Raises:
+      ValueError: if the unit has no ``features`` field and a width other than 1 is asked for.
+    """
+    if width == 1:
+        return unit.clone()
+    if not hasattr(unit, "features"):
+        raise ValueError(f"a width of {width} is asked of {type(unit).__name__}, which has no field `features`")
+    return unit.clone(features=max(1, int(unit.features * width)))

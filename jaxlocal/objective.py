@@ -25,10 +25,16 @@ class Batch(NamedTuple):
     Attributes:
       image: ``[b, h, w, c]`` (or ``[b, f]``), normalised.
       label: ``[b]``, integer classes.
+      pixels: ``[b, h, w, c]`` in [0, 1], the image before it was normalised; only objectives
+        that reconstruct it need it.
     """
 
     image: Float[Array, "b ..."]
     label: Int[Array, "b"]
+    pixels: Float[Array, "b h w c"] | None = None
+
+
+FeatureLoss = Callable[[Array, Batch], Float[Array, "b"]]
 
 
 class ObjectiveOut(NamedTuple):
@@ -54,24 +60,37 @@ class Apply(Protocol):
     def __call__(self, variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut: ...
 
 
+@runtime_checkable
+class Sync(Protocol):
+    """The type of :attr:`LocalObjective.sync`."""
+
+    def __call__(self, variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables: ...
+
+    def __hash__(self) -> int:
+        """A sync is a function, equal to itself alone."""
+        ...
+
+
 class LocalObjective(NamedTuple):
     """What ONE block minimises, seeing only its own output.
 
     Attributes:
       init: ``(key, carry, batch) -> variables`` of the head.
       apply: ``(variables, carry, batch, key, *, train) -> ObjectiveOut``.
-      sync: ``(variables, peers) -> variables``, once after each update. ``peers``
-        holds the ``params`` of every block as they were before the step.
+      sync: ``(variables, peers, *, start) -> variables``, once after each update; :func:`no_sync`
+        where there is nothing to do. ``peers``
+        holds the ``params`` of every block as they were before the step. It is also called
+        once, with ``start`` true, when all blocks have been initialised.
     """
 
     init: Callable[[Key, Carry, Batch], Variables]
     apply: Apply
-    sync: Callable[[Variables, tuple[Any, ...]], Variables]
+    sync: Sync
 
 
-def no_sync(variables: Variables, peers: tuple[Any, ...]) -> Variables:
+def no_sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
     """The ``sync`` of objectives that do not look at their peers."""
-    del peers
+    del peers, start
     return variables
 
 
@@ -101,7 +120,7 @@ def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         logits, mutated = apply_module(head, variables, carry, key, train=train)
-        logits = logits.astype(jnp.float32) if logits.dtype.itemsize < 4 else logits
+        logits = _float32(logits)
         metrics = {"accuracy": losses.accuracy(logits, batch.label)}
         return ObjectiveOut(jnp.mean(loss(logits, batch.label)), mutated, metrics, logits)
 
@@ -109,11 +128,34 @@ def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
 
 
 @_same_for_equal_arguments
-def through(
-    adapter: nn.Module,
-    inner: LocalObjective,
-    sync: Callable[[Variables, tuple[Any, ...]], Variables] = no_sync,
-) -> LocalObjective:
+def feature_objective(head: nn.Module | Callable[[Batch], nn.Module], loss: FeatureLoss) -> LocalObjective:
+    """A head maps the block's output to features that predict no classes; the loss reads them beside the batch.
+
+    Args:
+      head: a module called as ``head(carry, train=...)`` that returns ``[b, ...]``, or
+        ``batch -> head`` where it depends on the shapes in the batch.
+      loss: ``(features, batch) -> [b]``; features come in float32 or wider.
+    """
+
+    def module(batch: Batch) -> nn.Module:
+        return head if isinstance(head, nn.Module) else head(batch)
+
+    def init(key: Key, carry: Carry, batch: Batch) -> Variables:
+        return init_module(module(batch), key, carry)[1]
+
+    def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
+        features, mutated = apply_module(module(batch), variables, carry, key, train=train)
+        return ObjectiveOut(jnp.mean(loss(_float32(features), batch)), mutated, {}, None)
+
+    return LocalObjective(init, apply, no_sync)
+
+
+def _float32(x: Array) -> Array:
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+@_same_for_equal_arguments
+def through(adapter: nn.Module, inner: LocalObjective, sync: Sync = no_sync) -> LocalObjective:
     """Sends the block's output through an adapter before the inner objective sees it.
 
     Args:
@@ -124,6 +166,17 @@ def through(
       sync: acts on the adapter's variables; the inner objective keeps its own.
     """
 
+    def sync_both(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
+        adapted = sync(pick(variables, "adapter"), peers, start=start)
+        return nest(adapter=adapted, inner=inner.sync(pick(variables, "inner"), peers, start=start))
+
+    # Two that differ in sync alone are otherwise equal: they compile as one.
+    either = sync is not no_sync or inner.sync is not no_sync
+    return _through(adapter, inner._replace(sync=no_sync))._replace(sync=sync_both if either else no_sync)
+
+
+@_same_for_equal_arguments
+def _through(adapter: nn.Module, inner: LocalObjective) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         adapter_key, inner_key = jax.random.split(key)
         adapted, variables = init_module(adapter, adapter_key, carry)
@@ -135,10 +188,7 @@ def through(
         out = inner.apply(pick(variables, "inner"), adapted, batch, inner_key, train=train)
         return out._replace(mutated=nest(adapter=mutated, inner=out.mutated))
 
-    def sync_both(variables: Variables, peers: tuple[Any, ...]) -> Variables:
-        return nest(adapter=sync(pick(variables, "adapter"), peers), inner=inner.sync(pick(variables, "inner"), peers))
-
-    return LocalObjective(init, apply, sync_both)
+    return LocalObjective(init, apply, no_sync)
 
 
 @_same_for_equal_arguments
@@ -178,10 +228,11 @@ def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
         mutated = nest(**{name: out.mutated for name, out in outs.items()})
         return ObjectiveOut(total, mutated, metrics, exit_.logits if exit_ else None)
 
-    def sync(variables: Variables, peers: tuple[Any, ...]) -> Variables:
-        return nest(**{n: o.sync(pick(variables, n), peers) for n, (_, o) in terms.items()})
+    def sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
+        return nest(**{n: o.sync(pick(variables, n), peers, start=start) for n, (_, o) in terms.items()})
 
-    return LocalObjective(init, apply, sync)
+    any_sync = any(objective.sync is not no_sync for _, objective in terms.values())
+    return LocalObjective(init, apply, sync if any_sync else no_sync)
 
 
 @_same_for_equal_arguments
@@ -204,7 +255,7 @@ def freeze(inner: LocalObjective) -> LocalObjective:
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         return inner.apply(from_fixed(variables), carry, batch, key, train=train)
 
-    def sync(variables: Variables, peers: tuple[Any, ...]) -> Variables:
-        return to_fixed(inner.sync(from_fixed(variables), peers))
+    def sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
+        return to_fixed(inner.sync(from_fixed(variables), peers, start=start))
 
-    return LocalObjective(init, apply, sync)
+    return LocalObjective(init, apply, no_sync if inner.sync is no_sync else sync)

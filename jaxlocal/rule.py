@@ -3,20 +3,26 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
-
 from jaxlocal.feed import Feed, chain
 from jaxlocal.heads import Classifier
 from jaxlocal.losses import Loss
-from jaxlocal.network import Network, blocks_of
+from jaxlocal.network import Network
 from jaxlocal.objective import LocalObjective, readout
 
 
 class LocalRule(NamedTuple):
-    """One objective per block; the last one is the network's own output."""
+    """One objective per block; the last one is the network's own output.
+
+    Attributes:
+      objectives: one per block.
+      feed: makes each block's input.
+      remat: how many units at a time are computed again in the backward pass instead of
+        keeping their activations; 0 keeps all.
+    """
 
     objectives: tuple[LocalObjective, ...]
     feed: Feed = chain()
+    remat: int = 0
 
 
 Rule = Callable[[Network, int], tuple[Network, LocalRule]]
@@ -26,17 +32,16 @@ A rule may move the cuts; the network it returns is the one to train.
 """
 
 
-def head_at_each_cut(
-    network: Network, num_classes: int, make_head: Callable[[int], nn.Module], loss: Loss
+def at_each_cut(
+    network: Network, num_classes: int, objective: Callable[[int], LocalObjective], loss: Loss
 ) -> LocalRule:
-    """A readout at every cut, and the network's own classifier at the end.
+    """An objective at every cut, and the network's own classifier at the end.
 
     Args:
-      network: units and cuts.
+      network: units and cuts. They are checked where blocks are made of them.
       num_classes: of the final classifier.
-      make_head: ``last unit of the block -> head``.
-      loss: of every readout.
+      objective: ``index of the cut -> objective`` of the block that ends there.
+      loss: of the final classifier.
     """
-    blocks_of(network)  # raises on cuts that do not fit
-    local = tuple(readout(make_head(cut - 1), loss) for cut in network.cuts)
+    local = tuple(objective(i) for i in range(len(network.cuts)))
     return LocalRule((*local, readout(Classifier(num_classes), loss)))

@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlocal import Network, cut_everywhere, models
-from jaxlocal.network import strides_of
+from jaxlocal.network import strides_of, with_width
 from jaxlocal.rules.auglocal import auglocal, auxiliary_head, depth_schedule, select_units
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "auglocal_selection.json").read_text())
@@ -77,6 +78,14 @@ def test_crossings_are_spread_over_the_copies():
     strides = {depth: [u.strides for u in auxiliary_head(network, 5, depth, 10).units] for depth in (1, 2, 3)}
     assert strides == {1: [2], 2: [2, 2], 3: [2, 2, 1]}
     assert [u.features for u in auxiliary_head(network, 5, 2, 10).units] == [32, 64]
+
+
+def test_width_scales_the_copies_and_asks_for_features():
+    units = models.convnet((4, 6, 8), (1, 1, 1))
+    head = auxiliary_head(Network(units), 0, 2, 10, width=1.5)
+    assert [unit.features for unit in head.units] == [9, 12]
+    with pytest.raises(ValueError, match="Dropout, which has no field `features`"):
+        with_width(nn.Dropout(0.5), 2.0)
 
 
 def test_heads_of_one_unit_have_a_batch_norm():

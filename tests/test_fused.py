@@ -95,10 +95,10 @@ def test_equal_blocks_are_traced_once():
         traced.append(carry.shape)
         return head.apply(variables, carry, batch, key, train=train)
 
-    objectives = tuple(head._replace(apply=counted, sync=lambda v, peers, i=i: v) for i in range(4))
+    objectives = tuple(head._replace(apply=counted, sync=lambda v, peers, *, start, i=i: v) for i in range(4))
     units = models.mlp((64, 32, 32, 32))
     blocks = make_blocks(Network(units, (1, 2, 3)), LocalRule(objectives))
-    example = Batch(*(x[:1] for x in toy.digits()))
+    example = jax.tree.map(lambda x: x[:1], toy.digits())
     state = init_state(blocks, chain(), toy.OPTIMIZER, jax.random.key(0), example)
     fused(blocks, chain(), toy.OPTIMIZER).step(state, toy.digits())
     assert len(traced) == 3  # 64 -> 64, 64 -> 32, and 32 -> 32 for two blocks
@@ -169,7 +169,7 @@ def test_preparation_draws_anew_in_every_step_and_not_at_all_in_evaluation():
 
 
 def test_peers_are_the_parameters_before_the_step():
-    def next_unit(variables, peers):
+    def next_unit(variables, peers, *, start):
         return {**variables, "params": peers[1]["unit_0"]}
 
     def rule(network, num_classes):
@@ -186,7 +186,7 @@ def test_peers_are_the_parameters_before_the_step():
 def test_frozen_heads_stay_under_weight_decay():
     t = toy.make(toy.composite())
     optimizer = optax.chain(optax.add_decayed_weights(0.5), toy.OPTIMIZER)
-    example = Batch(*(x[:1] for x in t.batch))
+    example = jax.tree.map(lambda x: x[:1], t.batch)
     before = init_state(t.blocks, t.feed, optimizer, jax.random.key(0), example)
     after, _ = train_step(t.blocks, t.feed, optimizer, before, t.batch)
     for old, new in zip(before.blocks[:-1], after.blocks[:-1], strict=True):
@@ -196,6 +196,6 @@ def test_frozen_heads_stay_under_weight_decay():
 def test_a_unit_that_pools_its_input_away_is_refused():
     units = models.convnet((4, 4, 4, 4, 4), (2, 2, 2, 2, 1))
     network, rule = rules.backprop()(Network(units), 10)
-    example = Batch(*(x[:1] for x in toy.digits()))
+    example = jax.tree.map(lambda x: x[:1], toy.digits())
     with pytest.raises(ValueError, match=r"ConvUnit leaves nothing of an input of shape \(1, 1, 1, 4\)"):
         init_state(make_blocks(network, rule), rule.feed, toy.OPTIMIZER, jax.random.key(0), example)

@@ -1,9 +1,11 @@
+from itertools import combinations, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlocal import Network, cut_evenly, cut_everywhere, models
-from jaxlocal.network import blocks_of, strides_of, with_strides
+from jaxlocal import Network, cut_balanced, cut_evenly, cut_everywhere, models
+from jaxlocal.network import activations, blocks_of, strides_of, with_strides
 
 UNITS = models.convnet((4, 4, 8, 8, 8, 8), (1, 2, 1, 2, 1, 1))
 
@@ -51,3 +53,22 @@ def test_with_strides():
     assert with_strides(dense, 1) == dense
     with pytest.raises(ValueError, match="DenseUnit, which has no field `strides`"):
         with_strides(dense, 2)
+
+
+def test_balanced_cuts_of_resnet110_are_near_infopros():
+    """The authors' tables have (16), (11, 22) and (8, 16, 28)."""
+    costs = activations(models.resnet(110), (32, 32, 3))
+    assert [cut_balanced(costs, k) for k in (1, 2, 3, 4)] == [(), (17,), (11, 24), (8, 16, 29)]
+
+
+def test_balanced_cuts_are_the_best_of_all():
+    costs = [5.0, 1.0, 1.0, 4.0, 2.0, 3.0, 1.0]
+
+    def dearest(cuts):
+        bounds = (0, *cuts, len(costs))
+        return max(sum(costs[a:b]) for a, b in pairwise(bounds))
+
+    for k in range(1, 8):
+        assert dearest(cut_balanced(costs, k)) == min(dearest(c) for c in combinations(range(1, 7), k - 1))
+    with pytest.raises(ValueError, match="cannot cut 7 units into 8 blocks"):
+        cut_balanced(costs, 8)

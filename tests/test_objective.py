@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlocal import Batch, freeze, losses, readout, through, weighted_sum
+from jaxlocal import Batch, feature_objective, freeze, losses, readout, through, weighted_sum
 from jaxlocal.heads import Classifier, ConvMlp
 from jaxlocal.models import ConvUnit
 from jaxlocal.objective import LocalObjective, ObjectiveOut, no_sync
@@ -105,7 +105,7 @@ def test_freezing_twice_is_freezing():
 
 
 def test_through_adapts_and_syncs():
-    def take_peer(variables, peers):
+    def take_peer(variables, peers, *, start):
         return {**variables, "params": peers[1]["unit_0"]}
 
     unit = ConvUnit(5, 2)
@@ -117,9 +117,30 @@ def test_through_adapts_and_syncs():
     np.testing.assert_allclose(out.loss, expected.loss, rtol=1e-5)
     assert out.mutated["batch_stats"].keys() == {"adapter"}
     peer = jax.tree.map(jnp.zeros_like, dict(variables["params"]["adapter"]))
-    synced = objective.sync(variables, ({}, {"unit_0": peer}))
+    synced = objective.sync(variables, ({}, {"unit_0": peer}), start=False)
     chex.assert_trees_all_equal(synced["params"]["adapter"], peer)
     chex.assert_trees_all_equal(synced["params"]["inner"], variables["params"]["inner"])
+
+
+def test_through_with_another_sync_is_otherwise_the_same():
+    """So that blocks which follow different peers compile as one."""
+    a, b = (through(ConvUnit(5), HEAD, sync=lambda v, peers, *, start, i=i: v) for i in range(2))
+    assert a != b
+    assert a.apply is b.apply
+
+
+def test_a_feature_objective_reads_the_batch_and_predicts_no_classes():
+    objective = feature_objective(
+        lambda batch: Classifier(len(batch.label)), lambda y, batch: jnp.sum(y, 1) * (batch.label > 0).astype(y.dtype)
+    )
+    variables = objective.init(KEY, CARRY, BATCH)
+    out = run(objective, variables)
+    assert out.logits is None
+    assert out.metrics == {}
+    features = Classifier(4).apply(variables, CARRY, train=True)
+    np.testing.assert_allclose(
+        out.loss, jnp.mean(jnp.sum(features, 1) * (BATCH.label > 0).astype(jnp.float32)), rtol=1e-5
+    )
 
 
 def test_pick_undoes_nest():

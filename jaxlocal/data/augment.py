@@ -91,6 +91,7 @@ def prepare_with(recipe: Recipe) -> Prepare:
             crop_key, flip_key = jax.random.split(key)
             image = random_crop(image, crop_key, recipe.pad, recipe.pad_mode) if recipe.pad else image
             image = random_flip(image, flip_key) if recipe.flip else image
-        return Batch(normalise(image, recipe), data.label[data.chosen])
+        pixels = image.astype(jnp.float32) / 255
+        return Batch(normalise(image, recipe), data.label[data.chosen], pixels)
 
     return prepare

@@ -23,6 +23,6 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> I
     return _permutation(seed, epoch, num_examples)[position * batch_size : (position + 1) * batch_size]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _permutation(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, "n"]:
     return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)

@@ -86,6 +86,7 @@ def fused(
     *,
     prepare: Prepare = as_batch,
     dtype: Any = jnp.float32,
+    data_axes: Any = None,
 ) -> Executor:
     """The executor that compiles all blocks, and ``prepare``, into one step.
 
@@ -95,6 +96,9 @@ def fused(
       optimizer: of every block.
       prepare: makes a batch of a step's data, inside the step.
       dtype: of the computation, ``float32`` or ``bfloat16`` (or ``float64`` under x64).
+      data_axes: trains several seeds together, states stacked along a leading axis: which
+        axis of each of a step's data goes with it, as ``in_axes`` of :func:`jax.vmap`.
+        Evaluation gives the same data to all. None trains one state.
     """
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
@@ -105,7 +109,9 @@ def fused(
     def evaluate_all(state: TrainState, data: Any) -> BlockMetrics:
         return evaluate(blocks, feed, state, prepare(data, state.key, train=False), dtype=dtype)
 
-    options = compiler_options()
+    if data_axes is not None:
+        step, evaluate_all = jax.vmap(step, (0, data_axes)), jax.vmap(evaluate_all, (0, None))
+    options = compiler_options(remat=any(block.remat for block in blocks))
     return Executor(
         step=jax.jit(step, donate_argnums=0, compiler_options=options),
         evaluate=jax.jit(evaluate_all, compiler_options=options),

@@ -12,7 +12,7 @@ from jaxlocal import block as block_lib
 from jaxlocal.block import Block
 from jaxlocal.feed import Feed
 from jaxlocal.objective import Batch
-from jaxlocal.variables import Key
+from jaxlocal.variables import Key, split
 
 BlockMetrics = tuple[dict[str, jax.Array], ...]
 
@@ -72,4 +72,6 @@ def init_state(
         carry = feed(i, carry, batch, feed_key, train=False)
         state, carry = block_lib.init(block, block_key, carry, batch, optimizer)
         states.append(state)
+    peers = tuple(split(state.variables)[0] for state in states)
+    states = [block_lib.sync(block, s, peers, start=True) for block, s in zip(blocks, states, strict=True)]
     return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))

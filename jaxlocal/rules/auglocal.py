@@ -22,8 +22,9 @@ import math
 
 from jaxlocal.heads import Units
 from jaxlocal.losses import Loss, cross_entropy
-from jaxlocal.network import Network, strides_of, with_strides
-from jaxlocal.rule import LocalRule, Rule, head_at_each_cut
+from jaxlocal.network import Network, strides_of, with_strides, with_width
+from jaxlocal.objective import LocalObjective, readout
+from jaxlocal.rule import LocalRule, Rule, at_each_cut
 
 
 def select_units(last: int, num_units: int, depth: int) -> tuple[int, ...]:
@@ -45,10 +46,10 @@ def depth_schedule(depth: int, num_blocks: int, tau: float) -> tuple[int, ...]:
     return tuple(max(1, round(depth * (1 - slope) + slope)) for slope in slopes)
 
 
-def auxiliary_head(network: Network, last: int, depth: int, num_classes: int) -> Units:
+def auxiliary_head(network: Network, last: int, depth: int, num_classes: int, width: float = 1.0) -> Units:
     """The head on unit ``last``: later units with fresh weights, pool, dense classifier.
 
-    A copy has the width of the unit it copies. It halves the resolution where the
+    A copy has ``width`` times the features of the unit it copies. It halves the resolution where the
     selection steps over units that do; if it steps over several, the copies after
     it that have strides catch up one by one. Heads of one unit have a batch norm before the classifier
     (authors' code).
@@ -59,17 +60,18 @@ def auxiliary_head(network: Network, last: int, depth: int, num_classes: int) ->
         behind += sum(int(math.log2(strides_of(unit))) for unit in skipped)
         unit = network.units[selected]
         strides = 2 if behind and hasattr(unit, "strides") else 1
-        copies.append(with_strides(unit, strides))
+        copies.append(with_width(with_strides(unit, strides), width))
         behind, previous = behind - (strides == 2), selected
     return Units(tuple(copies), num_classes, norm=depth <= 1)
 
 
-def auglocal(depth: int = 2, tau: float = 0.5, *, loss: Loss = cross_entropy) -> Rule:
+def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0, *, loss: Loss = cross_entropy) -> Rule:
     r"""AugLocal on any network of units.
 
     Args:
       depth: :math:`d`, units in the first block's head; the paper's ResNet-32 uses 2 to 9.
       tau: :math:`\tau` in [0, 1], how much shallower the last head is; 0 keeps all at ``depth``.
+      width: of the heads, relative to the units they copy.
       loss: of every readout.
 
     Raises:
@@ -87,11 +89,11 @@ def auglocal(depth: int = 2, tau: float = 0.5, *, loss: Loss = cross_entropy) ->
                 f"{max(1, num_blocks)}: give at least {depth + 2} blocks, or a smaller depth"
             )
         kept = network._replace(cuts=network.cuts[: num_blocks - 1])
-        depths = dict(zip(kept.cuts, depth_schedule(depth, num_blocks, tau), strict=True))
+        depths = depth_schedule(depth, num_blocks, tau)
 
-        def head(last: int) -> Units:
-            return auxiliary_head(network, last, depths[last + 1], num_classes)
+        def objective(i: int) -> LocalObjective:
+            return readout(auxiliary_head(network, kept.cuts[i] - 1, depths[i], num_classes, width), loss)
 
-        return kept, head_at_each_cut(kept, num_classes, head, loss)
+        return kept, at_each_cut(kept, num_classes, objective, loss)
 
     return rule

@@ -8,7 +8,8 @@ References:
 from jaxlocal.heads import Classifier
 from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network
-from jaxlocal.rule import LocalRule, Rule, head_at_each_cut
+from jaxlocal.objective import readout
+from jaxlocal.rule import LocalRule, Rule, at_each_cut
 
 
 def greedy(*, loss: Loss = cross_entropy) -> Rule:
@@ -19,6 +20,7 @@ def greedy(*, loss: Loss = cross_entropy) -> Rule:
     """
 
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        return network, head_at_each_cut(network, num_classes, lambda _: Classifier(num_classes), loss)
+        head = Classifier(num_classes)
+        return network, at_each_cut(network, num_classes, lambda _: readout(head, loss), loss)
 
     return rule

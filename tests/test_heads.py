@@ -1,0 +1,59 @@
+"""Heads: what they put out, and how their width scales."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlocal.heads import ConvDense, ConvMlp, ConvStd, Decoder, PooledClassifier
+from jaxlocal.variables import size
+
+X = jax.random.normal(jax.random.key(0), (2, 8, 8, 6))
+
+
+def parameters(head, x=X):
+    return head.init(jax.random.key(1), x, train=False)["params"]
+
+
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (ConvMlp(10), (2, 10)),
+        (ConvDense(10, strides=2), (2, 10)),
+        (Decoder((16, 12, 3)), (2, 16, 12, 3)),
+        (ConvStd(), (2, 6)),
+        (PooledClassifier(10), (2, 10)),
+    ],
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_images_and_dense_features(head, shape, flat):
+    x = X[:, 0, 0] if flat else X
+    y, _ = head.init_with_output(jax.random.key(1), x, train=False)
+    assert y.shape == shape
+
+
+@pytest.mark.parametrize(
+    "make", [lambda w: ConvMlp(10, w), lambda w: ConvDense(10, width=w), lambda w: Decoder((8, 8, 3), w), ConvStd]
+)
+def test_wider_heads_have_more_parameters(make):
+    assert size(parameters(make(0.5))) < size(parameters(make(1.0))) < size(parameters(make(2.0)))
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "left"),
+    [(32, 16, (4, 8)), (16, 32, (4, 4)), (8, 64, (2, 4)), (96, 16, (3, 6)), (48, 32, (3, 3)), (24, 64, (2, 3))],
+)
+def test_the_pool_of_predsim_leaves_at_most_512_numbers(side, channels, left):
+    """The grids of the authors' code at 32 and 96 pixels."""
+    kernel = parameters(PooledClassifier(10), jnp.zeros((1, side, side, channels)))["dense"]["kernel"]
+    assert kernel.shape == (np.prod(left) * channels, 10)
+
+
+def test_conv_std_is_the_unbiased_deviation_over_space():
+    head = ConvStd()
+    variables = head.init(jax.random.key(1), X, train=False)
+    y = jax.lax.conv_general_dilated(
+        X, variables["params"]["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    got = head.apply(variables, X, train=False)
+    np.testing.assert_allclose(got, np.std(np.asarray(y).reshape(2, -1, 6), axis=1, ddof=1), rtol=1e-4)
