@@ -4,5 +4,14 @@ from jaxlocal.rules.auglocal import auglocal
 from jaxlocal.rules.backprop import backprop
 from jaxlocal.rules.dgl import dgl
 from jaxlocal.rules.greedy import greedy
+from jaxlocal.rules.infopro import infopro
+from jaxlocal.rules.predsim import predsim
 
-__all__ = ["auglocal", "backprop", "dgl", "greedy"]
+__all__ = [
+    "auglocal",
+    "backprop",
+    "dgl",
+    "greedy",
+    "infopro",
+    "predsim",
+]
