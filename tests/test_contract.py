@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.checkpoint import Checkpoints
 from jaxlocal import init_state, rules
 from jaxlocal.executors.fused import train_step
+from jaxlocal.rules.man import EMA
 from jaxlocal.variables import size
 from tests import toy
 
@@ -23,6 +24,7 @@ ROWS = {
     "auglocal": (rules.auglocal(depth=2), 3, 10454),
     "predsim": (rules.predsim(), 5, 22682),
     "infopro": (rules.infopro(), 5, 33278),
+    "man": (rules.man(rules.greedy(), scale=True), 5, 9902),
     "composite": (toy.composite(), 5, 5258),  # not a rule of the library: every combinator at once
 }
 
@@ -117,7 +119,7 @@ def test_vmap_over_seeds(name):
 
 def updated(blocks):
     """Blocks without what looks at peers on purpose: MAN's averages follow the next block after the update."""
-    return [({c: t for c, t in b.variables.items() if c != "ema"}, b.opt_state) for b in blocks]
+    return [({c: t for c, t in b.variables.items() if c != EMA}, b.opt_state) for b in blocks]
 
 
 @rows

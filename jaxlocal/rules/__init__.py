@@ -5,6 +5,7 @@ from jaxlocal.rules.backprop import backprop
 from jaxlocal.rules.dgl import dgl
 from jaxlocal.rules.greedy import greedy
 from jaxlocal.rules.infopro import infopro
+from jaxlocal.rules.man import man
 from jaxlocal.rules.predsim import predsim
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "dgl",
     "greedy",
     "infopro",
+    "man",
     "predsim",
 ]
