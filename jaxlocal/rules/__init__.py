@@ -7,6 +7,7 @@ from jaxlocal.rules.greedy import greedy
 from jaxlocal.rules.infopro import infopro
 from jaxlocal.rules.man import man
 from jaxlocal.rules.predsim import predsim
+from jaxlocal.rules.remat import remat
 
 __all__ = [
     "auglocal",
@@ -16,4 +17,5 @@ __all__ = [
     "infopro",
     "man",
     "predsim",
+    "remat",
 ]

@@ -1,0 +1,28 @@
+"""Rematerialisation around any rule: activations are computed again instead of kept.
+
+References:
+  Chen, Xu, Zhang, Guestrin. Training Deep Nets with Sublinear Memory Cost. arXiv 1604.06174.
+"""
+
+from jaxlocal.network import Network
+from jaxlocal.rule import LocalRule, Rule
+
+
+def remat(rule: Rule, every: int = 1) -> Rule:
+    """The same updates as ``rule``, in less memory and with more computation.
+
+    Args:
+      rule: whose blocks keep only the inputs of each span of units.
+      every: units in a span.
+
+    Raises:
+      ValueError: if ``every`` is not positive.
+    """
+    if every < 1:
+        raise ValueError(f"remat: every {every} units given; choose 1 or more")
+
+    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+        cut, local = rule(network, num_classes)
+        return cut, local._replace(remat=every)
+
+    return wrapped
