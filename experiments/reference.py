@@ -8,12 +8,11 @@ instance ``('params', 'unit_0', 'conv1', 'kernel')``.
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
-from jaxlocal.block import Block
 from jaxlocal.variables import Variables
 
 Path = tuple[str, ...]
@@ -38,6 +37,13 @@ CONV_MLP_HEAD = {
     "dense2_bn": "head.16",
     "dense": "head.18",
 }
+# Heads of objectives with several terms: term -> (module there, its submodules).
+TERM_HEADS = {
+    "similarity": ("decoder", {"conv": "decoder.0"}),
+    "prediction": ("aux_classifier", {"dense": "head.2"}),
+    "reconstruction": ("decoder", {"conv1": "decoder.0", "norm": "decoder.1", "conv2": "decoder.3"}),
+    "label": ("aux_classifier", {"conv": "head.0", "norm": "head.1", "dense1": "head.5", "dense2": "head.7"}),
+}
 
 
 def units_head(names: set[str]) -> dict[str, str]:
@@ -51,75 +57,83 @@ def units_head(names: set[str]) -> dict[str, str]:
     }
 
 
-def unit_prefix(index: int, per_stage: int) -> str:
-    """Unit 0 is the stem, whose tensors have no prefix; the others are ``layer{stage}.{i}.``."""
-    if index == 0:
-        return ""
-    stage, i = divmod(index - 1, per_stage)
-    return f"layer{stage + 1}.{i}."
+class Layout(NamedTuple):
+    """How the authors' residual network is laid out.
+
+    Attributes:
+      per_stage: residual units in each of the three stages.
+      output: name of the final classifier.
+      stem_head: whether the first block is the stem under a MAN auxiliary of its own name.
+    """
+
+    per_stage: int
+    output: str = "fc"
+    stem_head: bool = False
+
+    def prefix(self, unit: int) -> str:
+        """Unit 0 is the stem, whose tensors have no prefix; the others are ``layer{stage}.{i}.``."""
+        stage, i = self.stage_and_layer(unit)
+        return f"layer{stage}.{i}." if stage else ""
+
+    def stage_and_layer(self, unit: int) -> tuple[int, int]:
+        """How the reference counts units: the stem is (0, 0), then stages 1, 2, 3."""
+        return (0, 0) if unit == 0 else ((unit - 1) // self.per_stage + 1, (unit - 1) % self.per_stage)
+
+    def unit(self, stage: int, layer: int) -> int:
+        """The inverse of :meth:`stage_and_layer`."""
+        return 0 if stage == 0 else (stage - 1) * self.per_stage + layer + 1
+
+    def auxiliary(self, kind: str, block: int) -> str:
+        """MAN's module ``kind`` of a block: numbered, the stem's apart."""
+        if self.stem_head:
+            return {"EMA_Net": "EMA"}.get(kind, kind) + "_first" if block == 0 else f"{kind}.{block - 1}"
+        return f"{kind}.{block}"
+
+    def names(
+        self, variables: Variables, block: int, first_unit: int, num_units: int, *, is_last: bool
+    ) -> Iterator[tuple[Path, str]]:
+        """Yields ``(path, reference name)`` for every tensor of one block."""
+        flat = traverse_util.flatten_dict(dict(variables))
+        under_man = any(path[1:3] == ("head", "adapter") for path in flat)
+        head_names = {path[3 if under_man else 2] for path in flat if path[1] == "head"}
+        plain_head = CONV_MLP_HEAD if "conv1" in head_names else units_head(head_names)
+        reads_from = first_unit + num_units - 1 + under_man
+        # The heads of MAN on the stem are called after the stem itself.
+        at = "{}_{}".format(*self.stage_and_layer(0 if self.stem_head and block == 0 else reads_from))
+        for path in flat:
+            part, *modules, leaf = path[1:]
+            if part != "head":
+                prefix = self.prefix(first_unit + int(part.removeprefix("unit_")))
+                yield path, prefix + _dotted(RESIDUAL_UNIT, modules, leaf)
+            elif is_last:
+                yield path, f"{self.output}.{LEAF[leaf]}"
+            elif path[2:] == ("adapter", "scale"):
+                yield path, self.auxiliary("ema_s", block)
+            elif modules[0] == "adapter":
+                kind = "LB" if modules[1] == "unit" else "EMA_Net"
+                yield path, f"{self.auxiliary(kind, block)}." + _dotted(RESIDUAL_UNIT, modules[2:], leaf)
+            else:
+                modules = modules[1:] if under_man else modules
+                if modules[0] in TERM_HEADS:
+                    module, table = TERM_HEADS[modules[0]]
+                    yield path, f"{module}_{at}.{_dotted(table, modules[1:], leaf)}"
+                else:
+                    yield path, f"aux_classifier_{at}.{_dotted({**RESIDUAL_UNIT, **plain_head}, modules, leaf)}"
 
 
-def stage_and_layer(index: int, per_stage: int) -> tuple[int, int]:
-    """How the reference counts units: the stem is (0, 0), then stages 1, 2, 3."""
-    return (0, 0) if index == 0 else ((index - 1) // per_stage + 1, (index - 1) % per_stage)
+def _dotted(table: Mapping[str, str], modules: list[str], leaf: str) -> str:
+    first, *inner = modules
+    return ".".join([table[first], *(RESIDUAL_UNIT[module] for module in inner), LEAF[leaf]])
 
 
-def reference_names(
-    block: Block, variables: Variables, first_unit: int, per_stage: int, *, is_last: bool
-) -> Iterator[tuple[Path, str]]:
-    """Yields ``(path, reference name)`` for every tensor of one block."""
-    flat = traverse_util.flatten_dict(dict(variables))
-    head_names = {path[2] for path in flat if path[1] == "head"}
-    stage, layer = stage_and_layer(first_unit + len(block.units) - 1, per_stage)
-    head_table = CONV_MLP_HEAD if "conv1" in head_names else units_head(head_names)
-    for path in flat:
-        _, part, *modules, leaf = path
-        if part != "head":
-            index = first_unit + int(part.removeprefix("unit_"))
-            prefix = unit_prefix(index, per_stage)
-            module = ".".join(RESIDUAL_UNIT[m] for m in modules)
-        elif is_last:
-            prefix, module = "", "fc"
-        else:
-            prefix = f"aux_classifier_{stage}_{layer}."
-            module = ".".join(head_table[m] if i == 0 else RESIDUAL_UNIT[m] for i, m in enumerate(modules))
-        yield path, f"{prefix}{module}.{LEAF[leaf]}"
+def to_reference(x: np.ndarray) -> np.ndarray:
+    """Our layout to PyTorch's: HWIO to OIHW, IO to OI."""
+    return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
-def _flattened_channels(path: Path, variables: Variables) -> int | None:
-    """Channels of the image that a dense layer's input was flattened from, where it was."""
-    if path[1:] != ("head", "dense1", "kernel"):
-        return None
-    return variables["params"]["head"]["conv3"]["kernel"].shape[-1]
-
-
-def to_reference(path: Path, x: np.ndarray, variables: Variables) -> np.ndarray:
-    """Our layout to PyTorch's: HWIO to OIHW, IO to OI, flattened (h, w, c) to (c, h, w)."""
-    if x.ndim == 4:
-        return x.transpose(3, 2, 0, 1)
-    if x.ndim != 2:
-        return x
-    if c := _flattened_channels(path, variables):
-        side = math.isqrt(x.shape[0] // c)
-        return x.reshape(side, side, c, -1).transpose(3, 2, 0, 1).reshape(x.shape[1], -1)
-    return x.T
-
-
-def from_reference(path: Path, x: np.ndarray, variables: Variables) -> np.ndarray:
+def from_reference(x: np.ndarray) -> np.ndarray:
     """PyTorch's layout to ours; the inverse of :func:`to_reference`."""
-    if x.ndim == 4:
-        return x.transpose(2, 3, 1, 0)
-    if x.ndim != 2:
-        return x
-    if c := _flattened_channels(path, variables):
-        side = math.isqrt(x.shape[1] // c)
-        return x.reshape(-1, c, side, side).transpose(2, 3, 1, 0).reshape(x.shape[1], -1)
-    return x.T
-
-
-def reference_shape(path: Path, shape: tuple[int, ...], variables: Variables) -> tuple[int, ...]:
-    """The shape of a tensor in PyTorch's layout."""
-    return to_reference(path, np.empty(shape, np.bool_), variables).shape
+    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
 
 
 def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -145,12 +159,16 @@ def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
 
 
-def golden_batch(n: int, size: int, seed: int, dataset: str) -> tuple[np.ndarray, np.ndarray]:
-    """The batch of a golden file: normalised images ``[n, size, size, 3]`` in float64, labels ``[n]``."""
+def golden_batch(n: int, size: int, seed: int, dataset: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The batch of a golden file.
+
+    Returns:
+      ``(normalised images [n, size, size, 3] in float64, labels [n], the images in [0, 1])``.
+    """
     rng = np.random.default_rng(seed)
-    image, label = rng.uniform(size=(n, size, size, 3)), rng.integers(0, 10, size=n)
+    pixels, label = rng.uniform(size=(n, size, size, 3)), rng.integers(0, 10, size=n)
     mean, std = NORMALISATION["cifar" if dataset.startswith("cifar") else "other"]
-    return (image - np.array(mean) / 255) / (np.array(std) / 255), label
+    return (pixels - np.array(mean) / 255) / (np.array(std) / 255), label, pixels
 
 
 # Mean and standard deviation of the authors' code, in units of 1/255.
