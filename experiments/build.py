@@ -4,7 +4,6 @@ import functools
 import os
 import platform
 import re
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -17,14 +16,15 @@ import jaxlocal
 from experiments.cli import UserError, one_of, user_input
 from experiments.configs import common
 from experiments.optimizers import OPTIMIZERS, cosine_with_warmup
-from experiments.registry import MODELS, RULES, make
+from experiments.record import by_seed
+from experiments.registry import MODELS, make, make_rule
 from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
 from jaxlocal.executors import Executor, TrainState, fused, init_state
 from jaxlocal.feed import Feed
-from jaxlocal.network import Network, blocks_of, cut_evenly, cut_everywhere
+from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
-from jaxlocal.variables import size
+from jaxlocal.variables import RUNNING, size
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -60,14 +60,23 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """The state before the first step."""
-        image = self.dataset.train.image[:1]
-        batch = Batch(jnp.zeros(image.shape, jnp.float32), jnp.zeros(1, jnp.int32))
+        zeros = jnp.zeros(self.dataset.train.image[:1].shape, jnp.float32)
+        batch = Batch(zeros, jnp.zeros(1, jnp.int32), zeros)
         with user_input("model"):
             return init_state(self.blocks, self.feed, self.optimizer, jax.random.key(seed), batch)
 
+    def init_all(self, config: ConfigDict) -> TrainState:
+        """The state of a config's run: of its seed, or of all its seeds along a leading axis."""
+        states = [self.init(config.seed + i) for i in range(config.seeds)]
+        return states[0] if len(states) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-def build(config: ConfigDict) -> Experiment:
+
+def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment:
     """Builds a config, cheapest checks first.
+
+    Args:
+      config: as :mod:`experiments.configs` makes them.
+      dataset: the one that the config names, if it was loaded before.
 
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
@@ -85,12 +94,56 @@ def build(config: ConfigDict) -> Experiment:
     if config.label_smoothing:
         loss = functools.partial(loss, label_smoothing=config.label_smoothing)
     units = make("model", MODELS, config.model)
-    rule = make("rule", RULES, config.rule, loss=loss)
+    rule = make_rule(config.rule, loss)
     with user_input("cuts"):
-        network = Network(units, parse_cuts(config.cuts, units))
-        blocks_of(network)
+        cuts = parse_cuts(config.cuts, units)
+        blocks_of(Network(units, cuts or ()))
     one_of("data set", config.dataset, data.NAMES)
     durations = {name: parse_duration(config[name], name) for name in ("duration", "eval_every", "log_every")}
+    dataset = dataset or _load(config)
+    with user_input("model"):
+        if cuts is None:
+            costs = activations(units, dataset.train.image.shape[1:])
+            cuts = cut_balanced(costs, int(config.cuts.removeprefix("balanced:")))
+    with user_input("cuts and rule"):
+        network, local_rule = rule(Network(units, cuts), dataset.num_classes)
+        blocks = make_blocks(network, local_rule)
+    with user_input("batch_size"):
+        per_epoch = data.steps_per_epoch(len(dataset.train.label), config.batch_size)
+    steps = {name: max(1, round(n * (per_epoch if unit else 1))) for name, (n, unit) in durations.items()}
+    if config.accumulate > steps["duration"]:
+        raise UserError(
+            f"accumulate {config.accumulate} of {steps['duration']} steps in all: not one update would be made"
+        )
+    rate = _schedule(config, steps["duration"], per_epoch)
+
+    def schedule(step: Any) -> Any:
+        """The rate of the update that a step belongs to."""
+        return rate(step // config.accumulate * config.accumulate)
+
+    optimizer = make(
+        "optimizer", OPTIMIZERS, config.optimizer, learning_rate=lambda update: schedule(update * config.accumulate)
+    )
+    if config.accumulate > 1:
+        optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
+    axes: Any = data.Examples(None, None, 0) if config.seeds > 1 else None  # type: ignore[arg-type]
+    prepare = data.prepare_with(data.RECIPES[config.dataset])
+    return Experiment(
+        dataset=dataset,
+        network=network,
+        blocks=blocks,
+        feed=local_rule.feed,
+        optimizer=optimizer,
+        schedule=schedule,
+        executor=fused(blocks, local_rule.feed, optimizer, prepare=prepare, dtype=dtype, data_axes=axes),
+        steps_per_epoch=per_epoch,
+        num_steps=steps["duration"],
+        eval_every=steps["eval_every"],
+        log_every=steps["log_every"],
+    )
+
+
+def _load(config: ConfigDict) -> data.Dataset:
     try:
         dataset = data.load(config.dataset, config.data_dir or None)
     except data.MissingDataError as error:
@@ -100,28 +153,7 @@ def build(config: ConfigDict) -> Experiment:
         ) from error
     if config.eval_examples:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
-    with user_input("cuts and rule"):
-        network, local_rule = rule(network, dataset.num_classes)
-        blocks = make_blocks(network, local_rule)
-    with user_input("batch_size"):
-        per_epoch = data.steps_per_epoch(len(dataset.train.label), config.batch_size)
-    steps = {name: max(1, round(n * (per_epoch if unit else 1))) for name, (n, unit) in durations.items()}
-    schedule = _schedule(config, steps["duration"], per_epoch)
-    optimizer = make("optimizer", OPTIMIZERS, config.optimizer, learning_rate=schedule)
-    prepare = data.prepare_with(data.RECIPES[config.dataset])
-    return Experiment(
-        dataset=dataset,
-        network=network,
-        blocks=blocks,
-        feed=local_rule.feed,
-        optimizer=optimizer,
-        schedule=schedule,
-        executor=fused(blocks, local_rule.feed, optimizer, prepare=prepare, dtype=dtype),
-        steps_per_epoch=per_epoch,
-        num_steps=steps["duration"],
-        eval_every=steps["eval_every"],
-        log_every=steps["log_every"],
-    )
+    return dataset
 
 
 def _check_fields(config: ConfigDict) -> None:
@@ -135,8 +167,11 @@ def _check_fields(config: ConfigDict) -> None:
     for name in ("model", "rule", "optimizer"):
         if not isinstance(config[name].get("name"), str):
             raise UserError(f"config field {name} has no name: give {name}.name, see --list")
-    if config.seed < 0:
-        raise UserError(f"seed {config.seed}: choose 0 or more")
+    if config.seed < 0 or config.seeds < 1 or config.accumulate < 1:
+        raise UserError(
+            f"seed {config.seed}, seeds {config.seeds}, accumulate {config.accumulate}: "
+            "choose 0 or more, and 1 or more of the others"
+        )
 
 
 def _schedule(config: ConfigDict, num_steps: int, per_epoch: int) -> optax.Schedule:
@@ -158,8 +193,11 @@ def _schedule(config: ConfigDict, num_steps: int, per_epoch: int) -> optax.Sched
     return cosine_with_warmup(config.learning_rate, epochs, per_epoch, config.warmup_epochs, config.warmup_start)
 
 
-def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...]:
-    """Reads ``all``, ``even:K`` or indices such as ``1,4,7``.
+def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """Reads ``all``, ``even:K``, ``balanced:K`` or indices such as ``1,4,7``.
+
+    Returns:
+      The cuts; None for ``balanced:K``, which depend on the size of the images.
 
     Raises:
       ValueError: if it is none of these, or does not fit the units.
@@ -168,9 +206,14 @@ def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...]:
         return cut_everywhere(units)
     if match := re.fullmatch(r"even:(\d+)", text):
         return cut_evenly(units, int(match[1]))
+    if match := re.fullmatch(r"balanced:(\d+)", text):
+        cut_balanced([1.0] * len(units), int(match[1]))  # raises if there are not as many units
+        return None
     if re.fullmatch(r"\d+(,\d+)*", text):
         return tuple(int(cut) for cut in text.split(","))
-    raise ValueError(f"{text!r} given; write all, even:K (K blocks), or the first unit of each block, as 1,4,7")
+    raise ValueError(
+        f"{text!r} given; write all, even:K or balanced:K (K blocks), or the first unit of each block, as 1,4,7"
+    )
 
 
 def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:
@@ -192,16 +235,20 @@ def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:
     return number, match[2] == "epoch"
 
 
-def describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+def describe(experiment: Experiment, state: TrainState, seeds: int = 1) -> dict[str, Any]:
     """Cuts and parameter counts, for ``config.json`` and the first lines on the terminal.
 
-    The last block's head is the network's own classifier and counts with the network.
+    Everything but running statistics is counted. The network's own classifier, which is the
+    last block's head, counts with the network.
     """
 
     def counts(block: BlockState) -> dict[str, int]:
-        kept = [block.variables.get(collection, {}) for collection in ("params", "fixed")]
-        head = 0 if block is state.blocks[-1] else sum(size(tree.get("head", {})) for tree in kept)
-        return {"network": size(kept) - head, "head": head}
+        kept = [tree for collection, tree in block.variables.items() if collection != RUNNING]
+        heads = [tree.get("head", {}) for tree in kept]
+        head = size(heads)
+        if block is state.blocks[-1]:  # under deep supervision it holds the heads as well
+            head -= size([tree.get("output", tree) for tree in heads])
+        return {"network": (size(kept) - head) // seeds, "head": head // seeds}
 
     return {
         "units": len(experiment.network.units),
@@ -226,18 +273,19 @@ def environment() -> dict[str, str]:
     return {**versions, "device": device.device_kind, "platform": device.platform, "host_cpus": str(os.cpu_count())}
 
 
-def evaluate(experiment: Experiment, state: TrainState, batch_size: int) -> list[Mapping[str, float]]:
-    """Metrics of each exit on the whole test split, weighted by the size of each chunk."""
+def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> list[list[dict[str, float]]]:
+    """For each seed, the metrics of each exit on the whole test split, weighted by the size of each chunk."""
     test = experiment.dataset.test
     image, label = jnp.asarray(test.image), jnp.asarray(test.label)
     n = len(test.label)
-    totals: list[dict[str, float]] = [{} for _ in experiment.blocks]
+    totals: list[list[dict[str, float]]] = [[{} for _ in experiment.blocks] for _ in range(config.seeds)]
     pending = []
-    for start in range(0, n, batch_size):
-        chosen = jnp.arange(start, min(start + batch_size, n), dtype=jnp.int32)
-        pending.append((len(chosen), experiment.executor.evaluate(state, data.Examples(image, label, chosen))))
+    for start in range(0, n, config.eval_batch_size):
+        index = jnp.arange(start, min(start + config.eval_batch_size, n), dtype=jnp.int32)
+        pending.append((len(index), experiment.executor.evaluate(state, data.Examples(image, label, index))))
     for count, metrics in pending:
-        for total, block_metrics in zip(totals, jax.device_get(metrics), strict=True):
-            for name, x in block_metrics.items():
-                total[name] = total.get(name, 0.0) + float(x) * count / n
-    return list(totals)
+        for seed_totals, blocks in zip(totals, by_seed(metrics), strict=True):
+            for total, block in zip(seed_totals, blocks, strict=True):
+                for name, x in block.items():
+                    total[name] = total.get(name, 0.0) + x * count / n
+    return totals

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -58,18 +59,21 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             raise _stop(UserError(f"unexpected argument {argv[1]!r}: flags are given as --name=value"))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # Orbax logs every file that it writes
-        _cache_compilations()
+        cache_compilations()
         try:
             return main(argv)
         except UserError as error:
             if _DEBUG.value:
                 raise
             raise _stop(error) from error
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from error
 
     app.run(guarded, flags_parser=parse)
 
 
-def _cache_compilations() -> None:
+def cache_compilations() -> None:
     """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice
         return

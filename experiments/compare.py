@@ -1,81 +1,187 @@
-r"""Trains several rules under one recipe and puts them side by side.
+r"""Trains several rules under one recipe and several seeds, and puts them side by side.
 
 .. code-block:: shell
 
-    python -m experiments.compare --config=experiments/configs/auglocal_digits.py \\
-        --rules=auglocal,backprop --workdir=/tmp/compare
+    python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
+        --rules='auglocal,man(dgl),backprop' --seeds=3 --workdir=/tmp/compare
 
-The config's own rule keeps its parameters, the others take their defaults. Each rule
-trains in ``workdir/RULE`` and goes on where it was if interrupted. The table goes to
-the terminal and to ``table.md``, the learning curves to ``curves.png``.
+Rules are written as calls: ``dgl``, ``auglocal(depth=3)``, ``man(infopro(contrast=True))``.
+The config's own rule keeps its parameters where it is mentioned by its bare name. What each
+step costs is measured first, in a process of its own; then the speeds, by turns; then
+every rule trains with every seed. The table goes to the terminal and to ``table.md``,
+the picture to ``comparison.png``. Interrupted, it goes on where it was; finished runs
+are kept, so that rules and seeds can be added later (seeds trained together are one run).
 """
 
+import json
+import multiprocessing
+import os
+import re
+import signal
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.build import build
-from experiments.cli import UserError, config_flag, one_of, run
-from experiments.pictures import learning_curves
-from experiments.record import percent
-from experiments.registry import RULES
-from experiments.training import Results, train_and_evaluate
+from experiments import cost
+from experiments.build import Experiment, build, environment
+from experiments.cli import UserError, cache_compilations, config_flag, run
+from experiments.cost import Cost
+from experiments.pictures import comparison
+from experiments.record import write_json
+from experiments.registry import parse_rules
+from experiments.summary import Row, summarise, table
+from experiments.training import train_and_evaluate
+from experiments.workdir import check
+from jaxlocal.data import Dataset
 
 _CONFIG = config_flag("The recipe: a file of experiments/configs.")
-_RULES = flags.DEFINE_list("rules", ["auglocal", "backprop"], "Rules to train, by name.")
+_RULES = flags.DEFINE_string("rules", "auglocal,backprop", "Rules to train, as calls: auglocal,man(dgl).")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from the config's seed on.", lower_bound=1)
+_BATCH_SEEDS = flags.DEFINE_bool(
+    "batch_seeds", None, "Train the seeds of a rule together, by vmap. Default: where an accelerator's memory allows."
+)
+_EQUAL_FLOPS = flags.DEFINE_string(
+    "equal_flops", None, "A rule, as in --rules: every rule that has a width gets the one that takes its FLOPs."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, the table and the picture go.")
 
 
-def with_rule(config: ConfigDict, name: str) -> ConfigDict:
+def with_rule(config: ConfigDict, spec: Mapping[str, Any]) -> ConfigDict:
     """The same recipe under another rule."""
     changed = config.copy_and_resolve_references()
-    if name != config.rule.name:
-        changed.rule = ConfigDict({"name": name})
+    changed.rule = ConfigDict(spec)
     return changed
 
 
-def table(results: Mapping[str, Results]) -> str:
-    """Test accuracy at each exit, and parameters, as a Markdown table."""
-    exits = max(len(result.exits) for result in results.values())
-    rows = [["rule", "blocks", "parameters", "in heads", *(f"exit {i + 1} %" for i in range(exits - 1)), "last exit %"]]
-    for name, result in results.items():
-        accuracy = [percent(block, 2) for block in result.exits]
-        counts = [sum(p[part] for p in result.about["parameters"]) for part in ("network", "head")]
-        empty = [""] * (exits - len(accuracy))
-        rows.append(
-            [name, str(len(accuracy)), *(f"{n:,}" for n in counts), *accuracy[:-1], *empty, f"**{accuracy[-1]}**"]
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    rule_line = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
-    return "\n".join([lines[0], rule_line, *lines[1:]])
+def costs(configs: Mapping[str, ConfigDict], path: Path) -> dict[str, Cost]:
+    """The cost of each config, each measured in a fresh process; those in ``path`` are known."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name, config in configs.items():
+        what = _what(config)
+        if known.get(name, {}).get("of") == what:
+            continue
+        print(f"measuring {name}", flush=True)
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(1, context, initializer=_start_measuring) as pool:
+                measured = pool.submit(cost.measure, config.to_dict()).result()
+        except BrokenProcessPool as error:
+            raise UserError(f"rule {name}: the process that measured it was ended, out of memory perhaps") from error
+        known[name] = {"of": what, "cost": measured._asdict()}
+        write_json(path, known)
+    return {name: Cost(**known[name]["cost"]) for name in configs}
+
+
+def _start_measuring() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the parent is on the same device
+    cache_compilations()
+
+
+def relative_speeds(
+    configs: Mapping[str, ConfigDict], experiments: Mapping[str, Experiment], path: Path
+) -> dict[str, float]:
+    """Examples per second relative to backprop, measured by turns; read from ``path`` if all are there."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    what = {name: _what(config) for name, config in configs.items()}
+    if not what.items() <= known.get("of", {}).items():
+        print("measuring speeds by turns", flush=True)
+        known = {"of": what, "speeds": cost.speeds(experiments, next(iter(configs.values())))}
+        write_json(path, known)
+    return {name: known["speeds"][name] / known["speeds"]["backprop"] for name in experiments}
+
+
+def _what(config: ConfigDict) -> str:
+    """What a measurement was made of: the config, and the software and device that ran it."""
+    return json.dumps([config.to_dict(), environment()], sort_keys=True)
+
+
+def fits(cost: Cost, seeds: int) -> bool:
+    """Whether a step of all seeds should fit; never on a CPU, where it is slower than one after another."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return seeds * cost.temporaries < 0.7 * stats.get("bytes_limit", 0)
+
+
+def plan(config: ConfigDict, workdir: Path, seeds: int, *, together: bool) -> dict[Path, ConfigDict]:
+    """The runs of one rule: their directories and configs."""
+    runs = {}
+    for i in range(1 if together else seeds):
+        changed = config.copy_and_resolve_references()
+        changed.seed, changed.seeds = config.seed + i, seeds if together else 1
+        last = changed.seed + changed.seeds - 1
+        runs[workdir / (f"seeds_{changed.seed}_to_{last}" if together else f"seed_{changed.seed}")] = changed
+    return runs
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains each rule, then writes the table and the picture."""
+    """Measures, trains, then writes the table and the picture."""
     del argv
     config = _CONFIG()
     if not _WORKDIR.value:
         raise UserError("--workdir is needed: a directory for the run's files")
-    if not _RULES.value or len(set(_RULES.value)) < len(_RULES.value):
-        raise UserError(f"--rules={','.join(_RULES.value)}: name at least one rule, each once")
-    configs = {name: with_rule(config, one_of("rule", name, tuple(RULES))) for name in _RULES.value}
-    for changed in configs.values():
-        build(changed)  # what is wrong with any of them is said before the first one trains
+    if config.seeds != 1:
+        raise UserError("give the number of seeds by --seeds, not by --config.seeds")
     workdir = Path(_WORKDIR.value)
-    results = {}
-    for name, changed in configs.items():
-        results[name] = train_and_evaluate(changed, workdir / name)
-        if stopped := results[name].stopped_by:
-            return 128 + stopped
-    text = table(results)
+    specs = parse_rules(_RULES.value, config.rule)
+    chosen = tuple(specs)
+    where = {name: workdir / re.sub(r"[^\w.=-]+", "_", name).strip("_") for name in chosen}
+    if len(set(where.values())) < len(where):
+        raise UserError(f"--rules={_RULES.value}: two of them would have the same directory; write one otherwise")
+    specs.setdefault("backprop", {"name": "backprop"})  # what speeds are relative to
+    configs = {name: with_rule(config, spec) for name, spec in specs.items()}
+    # What is wrong with any of them is said before the first one is measured or trains.
+    dataset = build(config).dataset
+    experiments = {name: build(changed, dataset) for name, changed in configs.items()}
+    if _EQUAL_FLOPS.value:
+        configs = {
+            name: with_rule(config, spec)
+            for name, spec in widened(config, configs, _EQUAL_FLOPS.value, dataset).items()
+        }
+        experiments = {name: build(changed, dataset) for name, changed in configs.items()}
+    together = _SEEDS.value > 1 and bool(_BATCH_SEEDS.value)
+    for name in chosen:
+        for directory, changed in plan(configs[name], where[name], _SEEDS.value, together=together).items():
+            check(directory, changed)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    cost_of = costs(configs, workdir / "costs.json")
+    speed_of = relative_speeds(configs, experiments, workdir / "speeds.json")
+    rows: dict[str, Row] = {}
+    for name in chosen:
+        print(f"\n{name}: {configs[name].rule.to_dict()}", flush=True)
+        together = _SEEDS.value > 1 and (fits(cost_of[name], _SEEDS.value) if _BATCH_SEEDS.value is None else together)
+        results = []
+        for directory, changed in plan(configs[name], where[name], _SEEDS.value, together=together).items():
+            experiment = build(changed, dataset) if together else experiments[name]
+            results.append(train_and_evaluate(changed, directory, experiment))
+            if stopped := results[-1].stopped_by:
+                return 128 + stopped
+        rows[name] = summarise(results, cost_of[name], speed_of[name])
+    text = table(rows)
     (workdir / "table.md").write_text(text + "\n")
-    learning_curves(results, workdir / "curves.png")
-    print(f"\nTest accuracy on {config.dataset}, {config.model.name}:\n\n{text}\n")
-    print(f"table: {workdir / 'table.md'}   learning curves: {workdir / 'curves.png'}")
+    comparison(rows, workdir / "comparison.png")
+    print(f"\nTest error on {config.dataset}, {config.model.name}, {_SEEDS.value} seeds:\n\n{text}\n")
+    print(f"table: {workdir / 'table.md'}   picture: {workdir / 'comparison.png'}")
     return 0
+
+
+def widened(
+    config: ConfigDict, configs: Mapping[str, ConfigDict], target: str, dataset: Dataset
+) -> dict[str, Mapping[str, Any]]:
+    """The rules of ``configs`` at the widths that take the FLOPs of the rule ``target``."""
+    targets = parse_rules(target, config.rule)
+    if len(targets) != 1:
+        raise UserError(f"--equal_flops={target}: give one rule")
+    flops = cost.lowered_flops(build(with_rule(config, *targets.values()), dataset), config)
+    return {name: cost.widened(changed, flops, dataset) for name, changed in configs.items()}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _CHECKPOINT = flags.DEFINE_enum(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the exits as a table and as one JSON line."""
+    """Prints the exits as a table and as one JSON line, for each seed."""
     del argv
     if not _WORKDIR.value:
         raise UserError("--workdir is needed: the directory of the run to evaluate")
@@ -38,10 +38,12 @@ def main(argv: Sequence[str]) -> None:
         if step is None:
             raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
         experiment = building.build(config)
-        state = checkpoints.restore(step, experiment.init(config.seed))
-    exits = building.evaluate(experiment, state, config.eval_batch_size)
-    print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint)\n{format_blocks(exits)}")
-    print(json.dumps({"step": step, **{name: [e.get(name) for e in exits] for name in ("accuracy", "loss")}}))
+        state = checkpoints.restore(step, experiment.init_all(config))
+    for i, exits in enumerate(building.evaluate(experiment, state, config)):
+        seed = config.seed + i
+        print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint), seed {seed}\n{format_blocks(exits)}")
+        values = {name: [exit_.get(name) for exit_ in exits] for name in ("accuracy", "loss")}
+        print(json.dumps({"step": step, "seed": seed, **values}))
 
 
 if __name__ == "__main__":

@@ -9,30 +9,68 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from tensorboardX import SummaryWriter
+
+from jaxlocal.executors import BlockMetrics
+
+Blocks = Sequence[Mapping[str, float]]  # the metrics of each block
+
+
+def by_seed(metrics: BlockMetrics) -> list[list[dict[str, float]]]:
+    """Metrics off the device: for each seed, for each block."""
+    blocks = [{name: np.atleast_1d(x) for name, x in block.items()} for block in jax.device_get(metrics)]
+    return [
+        [{name: float(x[i]) for name, x in block.items()} for block in blocks] for i in range(len(blocks[0]["loss"]))
+    ]
+
+
+def mean(seeds: Sequence[Blocks]) -> list[dict[str, float]]:
+    """The metrics of each block, averaged over the seeds."""
+    return [
+        {name: float(np.mean([block[name] for block in blocks])) for name in blocks[0]}
+        for blocks in zip(*seeds, strict=True)
+    ]
+
+
+def tested(history: Sequence[Mapping[str, Any]], step: int) -> list[list[dict[str, float]]]:
+    """What was recorded of the test split at a step: for each seed, for each block; empty if nothing was."""
+    lines = [line for line in history if line["split"] == "test" and line["step"] == step]
+    return [
+        [
+            {name: values[i] for name, values in line.items() if isinstance(values, list) and values[i] is not None}
+            for i in range(len(line["loss"]))
+        ]
+        for line in lines
+    ]
 
 
 class Recorder:
     """Writes metrics. After a restart at ``step``, lines of later steps are dropped, so none is repeated."""
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Path, step: int, first_seed: int = 0) -> None:
+        self._first_seed = first_seed
         self._path = workdir / "metrics.jsonl"
         self.history = [line for line in read_history(self._path) if line["step"] <= step]
         _replace_text(self._path, "".join(json.dumps(line) + "\n" for line in self.history))
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(workdir), purge_step=step + 1)
 
-    def write(self, step: int, split: str, blocks: Sequence[Mapping[str, float]], **scalars: float) -> None:
-        """Records the metrics of each block, and scalars of the whole run."""
-        names = sorted({name for block in blocks for name in block})
-        per_block = {name: [_finite(block.get(name)) for block in blocks] for name in names}
-        line = {"step": step, "split": split, **scalars, **per_block}
-        self.history.append(line)
-        self._file.write(json.dumps(line) + "\n")
+    def write(self, step: int, split: str, seeds: Sequence[Blocks], **scalars: float) -> None:
+        """Records the metrics of each block, and scalars of the whole run; one line a seed if there are several."""
+        lines = []
+        for i, blocks in enumerate(seeds):
+            names = sorted({name for block in blocks for name in block})
+            per_block = {name: [_finite(block.get(name)) for block in blocks] for name in names}
+            which = {"seed": self._first_seed + i} if len(seeds) > 1 else {}
+            lines.append({"step": step, "split": split, **which, **scalars, **per_block})
+        self.history += lines
+        self._file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._file.flush()
         for name, value in scalars.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(mean(seeds)):
             for name, value in block.items():
                 self._events.add_scalar(f"{split}/block_{i:02d}/{name}", value, step)
 

@@ -1,12 +1,16 @@
 """Rules, models and optimizers by name, and how a config's ``{name: ..., **parameters}`` becomes one."""
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from experiments.cli import UserError, one_of, user_input
 from experiments.optimizers import OPTIMIZERS
-from jaxlocal import data, models, rules
+from jaxlocal import data, losses, models, rules
+from jaxlocal.rule import Rule
 
 RULES: Mapping[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
 MODELS: Mapping[str, Callable[..., Any]] = {
@@ -31,6 +35,58 @@ def make(kind: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, 
         one_of(f"parameter of {kind} {spec['name']}:", parameter, known)
     with user_input(f"{kind} {spec['name']}"):
         return function(**parameters, **given)
+
+
+def make_rule(spec: Mapping[str, Any], loss: losses.Loss) -> Rule:
+    """The rule of a config; the field ``rule`` of one that wraps another is a rule in turn.
+
+    Raises:
+      UserError: as :func:`make`, or if the rule that is to be wrapped is missing.
+    """
+    inner = {key: value for key, value in spec.items() if key != "rule"}
+    function = RULES[one_of("rule", spec["name"], tuple(RULES))]
+    if "rule" not in inspect.signature(function).parameters:
+        return make("rule", RULES, spec, loss=loss)
+    if not isinstance(spec.get("rule"), Mapping | ConfigDict) or "name" not in spec["rule"]:
+        raise UserError(f"rule {spec['name']} wraps another rule: give rule.rule.name, or write {spec['name']}(dgl)")
+    return make("rule", RULES, inner, rule=make_rule(spec["rule"], loss))
+
+
+def parse_rules(text: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Reads ``auglocal, man(dgl), infopro(contrast=True)``: rules as calls, without quotes around them.
+
+    Args:
+      text: what to read.
+      own: a rule with parameters, which a bare mention of its name stands for.
+
+    Returns:
+      The config of each rule, by the text that it was written in.
+
+    Raises:
+      UserError: if it is not a list of rules, or names one twice.
+    """
+
+    def spec(node: ast.expr) -> dict[str, Any]:
+        if isinstance(node, ast.Name):
+            return dict(own) if node.id == own["name"] else {"name": node.id}
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > 1:
+            raise ValueError(f"{ast.unparse(node)!r} is not a rule")
+        given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        if given.keys() & {"name", "rule", "None"}:
+            raise ValueError(f"{ast.unparse(node)!r} gives the rule it wraps, or its own name, as a keyword")
+        return {"name": node.func.id, **({"rule": spec(node.args[0])} if node.args else {}), **given}
+
+    try:
+        nodes = ast.parse(f"({text},)", mode="eval").body
+        assert isinstance(nodes, ast.Tuple)
+        rules = [(ast.unparse(node), spec(node)) for node in nodes.elts]
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"--rules={text}: write rules as calls with commas between, as auglocal,man(dgl),predsim(width=2) ({error})"
+        ) from error
+    if len(dict(rules)) < len(rules):
+        raise UserError(f"--rules={text}: name each rule once")
+    return dict(rules)
 
 
 def listing() -> str:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments import build as building
+from experiments import cost
 from experiments.build import Experiment, build, describe, environment
 from experiments.checkpoint import NOT_EVALUATED, Checkpoints
-from experiments.record import Chrono, Recorder, format_blocks
+from experiments.record import Chrono, Recorder, by_seed, format_blocks, mean, tested
 from experiments.workdir import claim
-from jaxlocal import data
 from jaxlocal.executors import BlockMetrics, TrainState
 
 
@@ -27,30 +26,32 @@ class Results(NamedTuple):
       workdir: where its files are.
       history: the lines of ``metrics.jsonl``.
       about: cuts and parameter counts, as in ``config.json``.
-      exits: metrics of each exit on the test split; empty if stopped before any evaluation.
+      seeds: for each seed, the metrics of each exit on the test split; empty if stopped
+        before any evaluation.
       stopped_by: the signal that ended the run early; None if it ran to its end.
     """
 
     workdir: Path
     history: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any]
-    exits: Sequence[Mapping[str, float]]
+    seeds: Sequence[Sequence[Mapping[str, float]]]
     stopped_by: signal.Signals | None
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
+def train_and_evaluate(config: ConfigDict, workdir: Path, experiment: Experiment | None = None) -> Results:
     """Trains a config to its end, or on from where ``workdir`` stands.
 
     Args:
       config: as :mod:`experiments.configs` makes them.
       workdir: made if need be; must not hold a run of another config.
+      experiment: the config, built, if it was before; its seed may be another.
 
     Raises:
       UserError: if the config, the data set or the workdir cannot be used.
     """
-    experiment = build(config)
-    state = experiment.init(config.seed)
-    about = describe(experiment, state)
+    experiment = experiment or build(config)
+    state = experiment.init_all(config)
+    about = describe(experiment, state, config.seeds)
     claim(workdir, config, about, environment())
     _announce(config, about)
     with closing(Checkpoints(workdir)) as checkpoints, _signals() as received:
@@ -58,39 +59,45 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> Results:
         if last:
             what = "is finished:" if last == experiment.num_steps else "goes on"
             print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
-        with closing(Recorder(workdir, last)) as recorder:
-            exits = _loop(config, experiment, state, recorder, checkpoints, received)
-    return Results(workdir, recorder.history, about, exits, received[0] if received else None)
+        with closing(Recorder(workdir, last, config.seed)) as recorder:
+            seeds = _loop(config, experiment, state, last, recorder, checkpoints, received)
+    return Results(workdir, recorder.history, about, seeds, received[0] if received else None)
 
 
 def _loop(
     config: ConfigDict,
     experiment: Experiment,
     state: TrainState,
+    first_step: int,
     recorder: Recorder,
     checkpoints: Checkpoints,
     received: Sequence[signal.Signals],
-) -> Sequence[Mapping[str, float]]:
+) -> Sequence[Sequence[Mapping[str, float]]]:
     """Steps, log lines, evaluations and checkpoints, until the end or a signal.
 
     Metrics are those of single steps, and the fetch of one step's waits until the next
     step is under way, so the device never idles for them.
     """
-    train = experiment.dataset.train
-    image, label = jnp.asarray(train.image), jnp.asarray(train.label)
-    chrono = Chrono(experiment.num_steps, config.batch_size)
-    exits: Sequence[Mapping[str, float]] | None = None
+    examples = cost.examples(experiment, config)
+    chrono = Chrono(experiment.num_steps, config.batch_size * config.seeds)
+    seeds: Sequence[Sequence[Mapping[str, float]]] | None = None
     unlogged = None
 
-    for step in range(int(state.step), experiment.num_steps):
-        index = data.batch_indices(config.seed, step, len(train.label), config.batch_size)
-        state, metrics = experiment.executor.step(state, data.Examples(image, label, jnp.asarray(index)))
+    for step in range(first_step, experiment.num_steps):
+        if step == first_step:
+            compiled = cost.of_step(experiment, config, state, examples)
+        examples = examples._replace(chosen=cost.chosen(experiment, config, step))
+        state, metrics = experiment.executor.step(state, examples)
         done = step + 1
         if unlogged:
             _log(*unlogged, experiment, recorder, chrono)
         if not chrono.running:
             jax.block_until_ready(state)
-            print(f"first step, compilation included, in {chrono.start(done):.1f} s", flush=True)
+            print(
+                f"first step, compilation included, in {chrono.start(done):.1f} s; {compiled.flops / 1e6:,.1f} MFLOP "
+                f"per example, {compiled.temporaries / cost.MIB:,.1f} MiB of temporaries",
+                flush=True,
+            )
         unlogged = (done, metrics) if done % experiment.log_every == 0 or done == experiment.num_steps else None
         evaluate_now = done % experiment.eval_every == 0 or done == experiment.num_steps
         if unlogged and (evaluate_now or received):
@@ -99,33 +106,33 @@ def _loop(
         if evaluate_now:
             jax.block_until_ready(state)  # what is still under way is training time
             with chrono.paused():
-                exits = building.evaluate(experiment, state, config.eval_batch_size)
-                recorder.write(done, "test", exits)
-                print(f"step {done} test\n{format_blocks(exits)}", flush=True)
-                checkpoints.save(done, state, exits[-1].get("accuracy", NOT_EVALUATED))
+                seeds = building.evaluate(experiment, state, config)
+                recorder.write(done, "test", seeds)
+                print(f"step {done} test\n{format_blocks(mean(seeds))}", flush=True)
+                checkpoints.save(done, state, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
         if received:
             print(f"{received[0].name}: saving step {done} (again to give it up)", flush=True)
             checkpoints.save(done, state)
             checkpoints.wait()
             print(f"step {done} is saved; the same command goes on from there", flush=True)
-            return exits or ()
-    if exits is None:  # there was nothing left to do
-        exits = building.evaluate(experiment, state, config.eval_batch_size)
-        print(f"test\n{format_blocks(exits)}", flush=True)
-    return exits
+            return seeds or ()
+    if seeds is None:  # there was nothing left to do
+        seeds = tested(recorder.history, first_step) or building.evaluate(experiment, state, config)
+        print(f"test\n{format_blocks(mean(seeds))}", flush=True)
+    return seeds
 
 
 def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Recorder, chrono: Chrono) -> None:
     """One line of training metrics, to the files and the terminal."""
-    blocks = [{name: float(x) for name, x in block.items()} for block in jax.device_get(metrics)]
+    seeds = by_seed(metrics)
     rate = float(experiment.schedule(step - 1))
     epoch = step / experiment.steps_per_epoch
-    recorder.write(step, "train", blocks, epoch=epoch, learning_rate=rate)
+    recorder.write(step, "train", seeds, epoch=epoch, learning_rate=rate)
     images_per_second, to_go = chrono.read(step)
     recorder.timing(step, images_per_second)
     print(
         f"step {step}/{experiment.num_steps}  epoch {epoch:.2f}  {images_per_second:,.0f} img/s  ETA {to_go}  "
-        f"lr {rate:.4g}\n{format_blocks(blocks)}",
+        f"lr {rate:.4g}\n{format_blocks(mean(seeds))}",
         flush=True,
     )
 

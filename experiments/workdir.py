@@ -18,24 +18,34 @@ def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environme
     """Makes the directory this config's own, or finds that it is already.
 
     Raises:
-      UserError: if it holds a run of another config, or cannot be written.
+      UserError: as :func:`check`, or if the directory cannot be written.
     """
-    content = {"config": config.to_dict(), "about": about, "environment": environment}
-    content = json.loads(json.dumps(content))
+    check(workdir, config)
     if (workdir / _FILE).exists():
-        theirs, ours = ({k: v for k, v in c["config"].items() if k not in _FREE} for c in (_read(workdir), content))
-        if differing := _differences(theirs, ours):
-            field, old, new = differing[0]
-            raise UserError(
-                f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
-                "give another --workdir, or the old config to go on"
-            )
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / _FILE, content)
+        write_json(workdir / _FILE, {"config": config.to_dict(), "about": about, "environment": environment})
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Leaves the directory as it is.
+
+    Raises:
+      UserError: if it holds a run of another config.
+    """
+    if not (workdir / _FILE).exists():
+        return
+    both = (_read(workdir)["config"], json.loads(json.dumps(config.to_dict())))
+    theirs, ours = ({k: v for k, v in c.items() if k not in _FREE} for c in both)
+    if differing := _differences(theirs, ours):
+        field, old, new = differing[0]
+        raise UserError(
+            f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
+            "give another --workdir, or the old config to go on"
+        )
 
 
 def load_config(workdir: Path) -> ConfigDict:

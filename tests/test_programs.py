@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from experiments import registry
+from experiments import cost, registry
 from experiments.build import build, evaluate, parse_duration
 from experiments.checkpoint import Checkpoints
 from experiments.cli import UserError
@@ -33,7 +35,8 @@ def get_config(path: Path, mode: str = "") -> ConfigDict:
 
 def digits(**changes) -> ConfigDict:
     config = get_config(ROOT / "experiments" / "configs" / "auglocal_digits.py", "smoke")
-    config.update(changes)
+    for field, value in changes.items():
+        config[field] = ConfigDict(value) if isinstance(value, dict) else value
     return config
 
 
@@ -43,7 +46,7 @@ def test_every_config_has_a_smoke_form_that_trains(path, tmp_path):
         results = train_and_evaluate(get_config(path, "smoke"), tmp_path)
     assert results.stopped_by is None
     assert [line["step"] for line in results.history if line["split"] == "train"] == [2, 4]
-    assert all(np.isfinite(block["loss"]) for block in results.exits)
+    assert all(np.isfinite(block["loss"]) for block in results.seeds[0])
     about = json.loads((tmp_path / "config.json").read_text())
     assert about["about"] == results.about
     assert about["environment"].keys() >= {"jax", "device"}
@@ -116,10 +119,10 @@ def test_evaluate_and_a_finished_run(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["step"] == 4
-    np.testing.assert_allclose(result["accuracy"], [block["accuracy"] for block in trained.exits], atol=1e-6)
+    np.testing.assert_allclose(result["accuracy"], [block["accuracy"] for block in trained.seeds[0]], atol=1e-6)
     again = train_and_evaluate(digits(), tmp_path)
     assert len(again.history) == len(trained.history)
-    assert list(again.exits) == list(trained.exits)
+    assert list(again.seeds) == list(trained.seeds)
 
 
 def test_evaluating_leaves_the_workdir_alone(tmp_path):
@@ -134,14 +137,142 @@ def test_evaluating_leaves_the_workdir_alone(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_compare_writes_a_table_and_a_picture(tmp_path):
-    done = program("compare", DIGITS, "--rules=auglocal,greedy,backprop", f"--workdir={tmp_path}")
+    """Rules as calls, two seeds; a second call adds a rule and trains nothing twice."""
+    flags = [DIGITS, "--seeds=2", f"--workdir={tmp_path}"]
+    done = program("compare", *flags, "--rules=auglocal,man(dgl),backprop")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
     assert table in done.stdout
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["auglocal", "greedy", "backprop"]
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "greedy" / "metrics.jsonl").exists()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in cells] == ["auglocal", "man(dgl)", "backprop"]
+    assert [row[1] for row in cells] == ["4", "6", "1"]
+    assert all("±" in row[2] for row in cells)
+    assert cells[-1][-1] == "1.00"
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    metrics = tmp_path / "man_dgl" / "seed_1" / "metrics.jsonl"
+    before = metrics.stat().st_mtime, metrics.read_text()
+    again = program("compare", *flags, "--rules=man(dgl),greedy")
+    assert again.returncode == 0, again.stderr
+    assert "measuring greedy" in again.stdout
+    assert "measuring man(dgl)" not in again.stdout
+    assert metrics.read_text() == before[1]
+    assert "is finished" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rules=auglocl"], ["'auglocl'", "did you mean 'auglocal'"]),
+        (["--rules=auglocal,auglocal()"], ["directory"]),
+        (["--rules=dgl", "--equal_flops=auglocal,dgl"], ["one rule"]),
+        (["--config.seeds=2"], ["--seeds"]),
+    ],
+)
+def test_bad_comparisons_get_one_line(tmp_path, flags, words):
+    assert_one_line_error(program("compare", DIGITS, f"--workdir={tmp_path}", *flags), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dgl(", "write rules as calls"),
+        ("dgl,dgl", "name each rule once"),
+        ("dgl(1)", "write rules as calls"),
+        ("dgl(name='greedy')", "write rules as calls"),
+        ("man", r"write man\(dgl\)"),
+        ("man(dgl, decay=2.0)", "decay 2.0"),
+        ("man(man(dgl))", "man goes around"),
+        ("man(deep_supervision(dgl))", "man goes around"),
+        ("deep_supervision(man(dgl))", "deep_supervision is one block"),
+    ],
+)
+def test_bad_rules_get_one_line(text, message):
+    def built():
+        return [build(digits(rule=spec)) for spec in registry.parse_rules(text, {"name": "auglocal"}).values()]
+
+    with pytest.raises(UserError, match=message):
+        built()
+
+
+def test_rules_are_written_as_calls():
+    own = {"name": "auglocal", "depth": 3}
+    assert registry.parse_rules("auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", own) == {
+        "auglocal": own,
+        "man(infopro(contrast=True), decay=0.9)": {
+            "name": "man",
+            "rule": {"name": "infopro", "contrast": True},
+            "decay": 0.9,
+        },
+        "auglocal(depth=1)": {"name": "auglocal", "depth": 1},
+    }
+
+
+@pytest.mark.slow
+def test_compare_brings_rules_to_equal_flops(tmp_path):
+    flags = ["--rules=auglocal,dgl", "--equal_flops=auglocal", "--batch_seeds", "--seeds=2"]
+    done = program("compare", DIGITS, *flags, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "table.md").read_text().splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    flops = {row[0]: float(row[6]) for row in rows}
+    assert flops["dgl"] == pytest.approx(flops["auglocal"], rel=0.03)
+    assert "'width'" not in next(line for line in done.stdout.splitlines() if line.startswith("auglocal:"))
+    assert (tmp_path / "dgl" / "seeds_0_to_1" / "metrics.jsonl").exists()
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path):
+    flags = [DIGITS, "--config.duration=60 steps", "--config.log_every=1 steps", f"--workdir={tmp_path}"]
+    flags += ["--rules=greedy,backprop", "--seeds=2"]
+    with started("compare", *flags) as process:
+        read_until(process, "greedy: ")
+        read_until(process, "step 3/")
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode == 130
+    again = program("compare", *flags)
+    assert again.returncode == 0, again.stderr
+    assert "measuring" not in again.stdout
+    assert "goes on at step" in again.stdout
+    for path in tmp_path.glob("*/seed_*/metrics.jsonl"):
+        steps = [line["step"] for line in read_history(path) if line["split"] == "train"]
+        assert steps == list(range(1, 61))
+
+
+def test_seeds_trained_together_are_those_trained_alone(tmp_path):
+    """The same numbers at the first logged step; then rounding, which differs, grows with every update."""
+    together = train_and_evaluate(digits(seed=5, seeds=2), tmp_path / "together")
+    for i in range(2):
+        alone = train_and_evaluate(digits(seed=5 + i), tmp_path / f"{i}")
+        mine = [line for line in together.history if line["seed"] == 5 + i]
+        assert [(line["step"], line["split"]) for line in mine] == [(n["step"], n["split"]) for n in alone.history]
+        np.testing.assert_allclose(mine[0]["loss"], alone.history[0]["loss"], rtol=1e-4)
+    done = program("evaluate", f"--workdir={tmp_path / 'together'}")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["seed"] for line in lines] == [5, 6]
+    for line, exits in zip(lines, together.seeds, strict=True):
+        np.testing.assert_allclose(line["loss"], [block["loss"] for block in exits], rtol=1e-5)
+
+
+def test_accumulated_batches_make_the_update_of_one_large_batch():
+    """Without batch norm, two batches of 16 and one of 32 are the same examples and the same update."""
+    states = []
+    for batch_size, accumulate in ((32, 1), (16, 2)):
+        model, rule = {"name": "mlp", "features": (32, 32)}, {"name": "greedy"}
+        config = digits(model=model, rule=rule, batch_size=batch_size, accumulate=accumulate)
+        experiment = build(config)
+        state, examples = experiment.init_all(config), cost.examples(experiment, config)
+        before = jax.tree.map(np.asarray, state.blocks[0].variables["params"])
+        for step in range(accumulate):
+            chosen = cost.chosen(experiment, config, step)
+            with jax.numpy_dtype_promotion("standard"):  # MultiSteps counts in integers
+                state, _ = experiment.executor.step(state, examples._replace(chosen=chosen))
+        states.append([block.variables["params"] for block in state.blocks])
+    chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-7)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(states[0][0], before, rtol=1e-5, atol=1e-7)
 
 
 def test_list_names_everything():
@@ -187,13 +318,22 @@ def test_bad_flags_get_one_line(flags, words):
         ({"cuts": "1,9"}, r"cuts \(1, 9\) do not fit a network of 6 units"),
         ({"cuts": "even:7"}, r"cannot cut 6 units into 7 blocks"),
         ({"cuts": "some"}, r"write all, even:K"),
-        ({"seed": -1}, r"seed -1: choose 0 or more"),
+        ({"cuts": "balanced:7"}, r"cannot cut 6 units into 7 blocks"),
+        ({"rule": {"name": "man"}}, r"rule man wraps another rule: give rule.rule.name"),
+        ({"rule": {"name": "man", "rule": {"name": "dg"}}}, r"unknown rule 'dg': did you mean 'dgl'"),
+        ({"rule": {"name": "man", "rule": {"name": "dgl"}, "start": "now"}}, r"start 'now' given"),
+        ({"rule": {"name": "infopro", "label": (1.0, 2.0, 3.0)}}, r"one for each of 5 heads"),
+        ({"rule": {"name": "predsim", "similarity": 0.0, "prediction": 0.0}}, r"give one of them above 0"),
+        ({"accumulate": 0}, r"accumulate 0"),
+        ({"accumulate": 5}, r"accumulate 5 of 4 steps"),
+        ({"seeds": 0}, r"seeds 0"),
+        ({"seed": -1}, r"seed -1, seeds 1, accumulate 1: choose 0 or more"),
         ({"log_every": "0 steps"}, r"log_every '0 steps'"),
         ({"schedule": "cosine", "duration": "1 epochs"}, r"never reach the learning rate"),
         ({"schedule": "cosine", "duration": "2 epochs"}, r"2 epochs with 2 of warm-up"),
         ({"schedule": "linear"}, r"unknown schedule 'linear'"),
         ({"learning_rate": -1.0}, r"learning_rate -1.0"),
-        ({"rule": {"name": "dgl", "depth": 2}}, r"rule dgl takes no parameters, but the config sets 'depth'"),
+        ({"rule": {"name": "greedy", "depth": 2}}, r"rule greedy takes no parameters, but the config sets 'depth'"),
         ({"rule": {"depth": 2}}, r"config field rule has no name"),
         ({"model": {"name": "convnet", "strides": (1, 2)}}, r"model convnet: features"),
         ({"batch_size": 5000}, r"batch size 5000 with 1437 examples"),
@@ -204,11 +344,8 @@ def test_bad_flags_get_one_line(flags, words):
     ],
 )
 def test_bad_configs_get_one_line(changes, message):
-    config = digits()
-    for field, value in changes.items():
-        config[field] = ConfigDict(value) if isinstance(value, dict) else value
     with pytest.raises(UserError, match=message) as raised:
-        build(config)
+        build(digits(**changes))
     assert "\n" not in str(raised.value)
 
 
@@ -270,7 +407,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage, capfd):
     again = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
     assert "warning: checkpoint" in capfd.readouterr().err
     assert (tmp_path / "damaged" / "4").exists()
-    assert list(again.exits) == list(whole.exits)
+    assert list(again.seeds) == list(whole.seeds)
     assert (tmp_path / "metrics.jsonl").read_text() == expected
 
 
@@ -293,15 +430,17 @@ def test_best_is_none_until_something_was_evaluated(tmp_path):
 def test_evaluation_does_not_depend_on_its_batch(batch_size):
     experiment = build(digits())
     state = experiment.init(0)
-    for got, expected in zip(evaluate(experiment, state, batch_size), evaluate(experiment, state, 50), strict=True):
-        assert got == pytest.approx(expected, rel=1e-5)
+    (got,), (expected,) = (evaluate(experiment, state, digits(eval_batch_size=n)) for n in (batch_size, 50))
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_label_smoothing_reaches_the_loss():
     losses = []
     for smoothing in (0.0, 0.5):
-        experiment = build(digits(label_smoothing=smoothing))
-        losses.append(evaluate(experiment, experiment.init(0), 100)[0]["loss"])
+        config = digits(label_smoothing=smoothing)
+        experiment = build(config)
+        losses.append(evaluate(experiment, experiment.init(0), config)[0][0]["loss"])
     assert losses[0] != losses[1]
 
 
@@ -337,5 +476,5 @@ def test_the_demo_reaches_its_accuracy(tmp_path):
     began = time.monotonic()
     config = get_config(ROOT / "experiments" / "configs" / "auglocal_digits.py")
     results = train_and_evaluate(config, tmp_path)
-    assert results.exits[-1]["accuracy"] >= 0.98
+    assert results.seeds[0][-1]["accuracy"] >= 0.98
     print(f"trained in {time.monotonic() - began:.0f} s")

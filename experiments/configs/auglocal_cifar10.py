@@ -8,7 +8,7 @@ from experiments.configs import common
 def get_config(mode: str = "") -> ConfigDict:
     """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
-    config.rule = ConfigDict({"name": "auglocal", "depth": 2, "tau": 0.5})
+    config.rule = ConfigDict({"name": "auglocal", "depth": 2, "tau": 0.5, "width": 1.0})
     config.evidence = common.evidence(
         "auglocal_cifar10.py",
         paper="Ma et al., ICLR 2024, arXiv 2402.17318, section 4.1 and appendix",

@@ -11,7 +11,7 @@ def digits() -> ConfigDict:
             "data_dir": "",  # TFDS directory; "" for TFDS's default
             "eval_examples": 0,  # test examples to evaluate; 0 for all
             "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
-            "cuts": "all",  # all, even:K, or the first unit of each block, as 1,4,7
+            "cuts": "all",  # all, even:K, balanced:K, or the first unit of each block, as 1,4,7
             "rule": {"name": "backprop"},
             "label_smoothing": 0.0,
             "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
@@ -20,12 +20,14 @@ def digits() -> ConfigDict:
             "warmup_epochs": 2,
             "warmup_start": 0.01,
             "batch_size": 64,
+            "accumulate": 1,  # batches whose mean gradient makes one update
             "eval_batch_size": 360,
             "duration": "12 epochs",
             "eval_every": "1 epochs",
             "log_every": "1 epochs",
             "dtype": "float32",
             "seed": 0,
+            "seeds": 1,  # runs trained together by vmap, of seeds seed, seed + 1, ...
             "evidence": {},
         }
     )
@@ -78,6 +80,7 @@ def finish(config: ConfigDict, mode: str) -> ConfigDict:
         if config.model.name == "resnet":
             config.model.depth = 20
             config.model.width = 4
+            config.cuts = "all"
     elif mode:
         raise ValueError(f"unknown mode {mode!r} of a config: use file.py or file.py:smoke")
     return config

@@ -8,7 +8,7 @@ from experiments.configs import common
 def get_config(mode: str = "") -> ConfigDict:
     """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
-    config.rule = ConfigDict({"name": "dgl"})
+    config.rule = ConfigDict({"name": "dgl", "width": 1.0})
     config.evidence = common.evidence(
         "dgl_cifar10.py",
         paper="Belilovsky et al., ICML 2020, under the recipe of Ma et al., ICLR 2024",

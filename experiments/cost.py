@@ -1,0 +1,182 @@
+"""What a step costs: computation and memory of the compiled step, and its speed beside others."""
+
+import ctypes
+import inspect
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.build import Experiment, build
+from experiments.cli import UserError
+from experiments.registry import RULES
+from jaxlocal import data
+from jaxlocal.executors import TrainState
+
+MIB = 2**20
+
+
+class Cost(NamedTuple):
+    """What one step of a rule takes.
+
+    Attributes:
+      flops: floating-point operations per example, by the cost analysis of the compiled step
+        (on a GPU, whose convolutions that leaves out, of the step before it is compiled).
+      temporaries: bytes that the compiled step allocates beside its arguments and results.
+      peak: bytes by which memory in use grew, at its highest, during a step; None where the
+        system does not tell. On a CPU it is the process's. On a GPU it is the device's since
+        the process began, so an upper bound.
+    """
+
+    flops: float
+    temporaries: int
+    peak: int | None = None
+
+
+def examples(experiment: Experiment, config: ConfigDict) -> data.Examples:
+    """The data of the first step."""
+    train = experiment.dataset.train
+    return data.Examples(jnp.asarray(train.image), jnp.asarray(train.label), chosen(experiment, config, 0))
+
+
+def chosen(experiment: Experiment, config: ConfigDict, step: int) -> jax.Array:
+    """Which examples step ``step`` learns from, ``[b]``; ``[seeds, b]`` if there are several seeds."""
+    n = len(experiment.dataset.train.label)
+    index = [data.batch_indices(config.seed + i, step, n, config.batch_size) for i in range(config.seeds)]
+    return jnp.asarray(index[0] if config.seeds == 1 else np.stack(index))
+
+
+def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first: data.Examples) -> Cost:
+    """Compiles the step (which costs nothing if it is run later) and reads its analyses."""
+    lowered = experiment.executor.step.lower(state, first)  # type: ignore[attr-defined]
+    compiled = lowered.compile()
+    # A GPU's convolutions are calls into a library, which the compiled analysis does not count.
+    analysis = (compiled if jax.default_backend() == "cpu" else lowered).cost_analysis()
+    trained = config.batch_size * config.seeds
+    return Cost(analysis["flops"] / trained, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def lowered_flops(experiment: Experiment, config: ConfigDict) -> float:
+    """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
+    state = jax.eval_shape(lambda: experiment.init_all(config))
+    lowered = experiment.executor.step.lower(state, examples(experiment, config))  # type: ignore[attr-defined]
+    return lowered.cost_analysis()["flops"] / (config.batch_size * config.seeds)
+
+
+def widened(config: ConfigDict, flops: float, dataset: data.Dataset) -> Mapping[str, Any]:
+    """The config's rule at the head width whose step takes ``flops`` per example; unchanged if it has no width.
+
+    Returns:
+      The rule. Widths go by steps of 1% and features are whole numbers, so the computation
+      agrees to a few percent.
+
+    Raises:
+      UserError: if no width from 1/16 to 64 takes so many.
+    """
+    rule = config.rule.to_dict()
+    leaf = rule
+    while "rule" in leaf:
+        leaf = leaf["rule"]
+    if "width" not in inspect.signature(RULES[leaf["name"]]).parameters:
+        return rule
+    if abs(lowered_flops(build(config, dataset), config) / flops - 1) < 0.005:
+        return rule  # it takes as many already
+
+    def excess(width: float) -> float:
+        leaf["width"] = width
+        changed = config.copy_and_resolve_references()
+        changed.rule = ConfigDict(rule)
+        return lowered_flops(build(changed, dataset), config) - flops
+
+    narrow, wide = 1 / 16, 64.0
+    if excess(narrow) > 0 or excess(wide) < 0:
+        raise UserError(
+            f"rule {leaf['name']}: no width from {narrow} to {wide} takes {flops / 1e6:.1f} MFLOP an example"
+        )
+    while wide / narrow > 1.01:
+        middle = math.sqrt(narrow * wide)
+        narrow, wide = (middle, wide) if excess(middle) < 0 else (narrow, middle)
+    leaf["width"] = round(wide, 3)
+    return rule
+
+
+def measure(config: Mapping[str, Any]) -> Cost:
+    """The cost of a config's step, with its measured peak; run it in a process of its own."""
+    config = ConfigDict(config)
+    experiment = build(config)
+    state, first = experiment.init_all(config), examples(experiment, config)
+    cost = of_step(experiment, config, state, first)
+    peaks = []
+    for _ in range(3):  # memory that was freed but kept by the allocator hides part of one
+        jax.block_until_ready(state)
+        before = _forget_peak()
+        state, _ = experiment.executor.step(state, first)
+        jax.block_until_ready(state)
+        peaks.append(None if before is None else _peak() - before)
+    return cost._replace(peak=max((peak for peak in peaks if peak is not None), default=None))
+
+
+def speeds(
+    experiments: Mapping[str, Experiment], config: ConfigDict, *, rounds: int = 7, least: float = 0.2
+) -> dict[str, float]:
+    """Examples per second of each experiment: medians over rounds in which all take turns.
+
+    Args:
+      experiments: by name, of one recipe.
+      config: the recipe.
+      rounds: turns of each.
+      least: seconds that a turn lasts at least.
+    """
+    states: dict[str, TrainState] = {}
+    steps: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in experiments}
+    first = examples(next(iter(experiments.values())), config)
+    for name, experiment in experiments.items():
+        states[name], _ = experiment.executor.step(experiment.init_all(config), first)
+        took, states[name] = _timed(experiment, states[name], first, 1)
+        steps[name] = max(1, math.ceil(least / took))
+    for _ in range(rounds):
+        for name, experiment in experiments.items():
+            took, states[name] = _timed(experiment, states[name], first, steps[name])
+            seconds[name].append(took / steps[name])
+    return {name: config.batch_size * config.seeds / float(np.median(took)) for name, took in seconds.items()}
+
+
+def _timed(experiment: Experiment, state: TrainState, first: data.Examples, steps: int) -> tuple[float, TrainState]:
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    for _ in range(steps):
+        state, _ = experiment.executor.step(state, first)
+    jax.block_until_ready(state)
+    return time.perf_counter() - began, state
+
+
+def _forget_peak() -> int | None:
+    """Starts a new peak, where that can be done; returns the bytes in use now."""
+    if stats := jax.local_devices()[0].memory_stats():
+        return stats["bytes_in_use"]
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to the system, and is not used again unseen
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    """Bytes in use at the highest since then."""
+    if stats := jax.local_devices()[0].memory_stats():
+        return stats["peak_bytes_in_use"]
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    """A field of Linux's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

@@ -1,0 +1,110 @@
+"""What several runs of a rule came to, and the table that rules stand side by side in."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.cost import MIB, Cost
+from experiments.training import Results
+
+
+class Row(NamedTuple):
+    """A rule, over its seeds.
+
+    Attributes:
+      errors: percent of the test split wrong at the last exit, for each seed.
+      best: the exit of least mean error, and that error.
+      about: cuts and parameter counts.
+      cost: of a step.
+      speed: examples per second, relative to backprop's.
+      steps: at which the test split was evaluated.
+      curves: error at the last exit at each of them, ``[seeds, evaluations]``, percent.
+    """
+
+    errors: Sequence[float]
+    best: tuple[int, float]
+    about: Mapping[str, Any]
+    cost: Cost
+    speed: float
+    steps: Sequence[int]
+    curves: np.ndarray
+
+
+def exit_errors(blocks: Sequence[Mapping[str, float]]) -> list[float]:
+    """Error in percent at every exit, first to last; NaN where an exit predicts no classes."""
+    accuracies = []
+    for block in blocks:
+        # Under deep supervision one block has all exits, each a term of its loss.
+        inner = [name for name in block if re.fullmatch(r"exit_\d+", name)]
+        accuracies += [block.get(f"exit_{i + 1}/accuracy", math.nan) for i in range(len(inner))]
+        accuracies.append(block.get("accuracy", math.nan))
+    return [100 * (1 - x) for x in accuracies]
+
+
+def summarise(runs: Sequence[Results], cost: Cost, speed: float) -> Row:
+    """One row of the table."""
+    seeds = [exits for run in runs for exits in run.seeds]
+    means = np.mean([exit_errors(exits) for exits in seeds], axis=0)
+    best = int(np.nanargmin(means))
+    lines = [line for run in runs for line in run.history if line["split"] == "test"]
+    steps = sorted({line["step"] for line in lines})
+    curves = [[_error(line) for line in lines if line["step"] == step] for step in steps]
+    return Row(
+        errors=[100 * (1 - exits[-1]["accuracy"]) for exits in seeds],
+        best=(best + 1, float(means[best])),
+        about=runs[0].about,
+        cost=cost,
+        speed=speed,
+        steps=steps,
+        curves=np.array(curves).T,
+    )
+
+
+def _error(line: Mapping[str, Any]) -> float:
+    accuracy = line["accuracy"][-1]
+    return math.nan if accuracy is None else 100 * (1 - accuracy)
+
+
+def spread(errors: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    mean = f"{np.mean(errors):.2f}"
+    return f"{mean} ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else mean
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """Everything about each rule, as a Markdown table."""
+    header = (
+        "rule",
+        "blocks",
+        "last exit, error %",
+        "best exit, error %",
+        "parameters",
+        "in heads",
+        "MFLOP / example",
+        "temporaries MiB",
+        "measured peak MiB",
+        "img/s ÷ backprop's",
+    )
+    cells: list[tuple[str, ...]] = [header]
+    for name, row in rows.items():
+        parameters = [sum(block[part] for block in row.about["parameters"]) for part in ("network", "head")]
+        cells.append(
+            (
+                name,
+                str(len(row.about["parameters"])),
+                f"**{spread(row.errors)}**",
+                f"{row.best[1]:.2f} (exit {row.best[0]})",
+                *(f"{n:,}" for n in parameters),
+                f"{row.cost.flops / 1e6:,.1f}",
+                f"{row.cost.temporaries / MIB:,.1f}",
+                "-" if row.cost.peak is None else f"{row.cost.peak / MIB:,.1f}",
+                f"{row.speed:.2f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    ruler = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
+    return "\n".join([lines[0], ruler, *lines[1:]])
