@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 
 .PHONY: demo demo-short test lint types clean
 
-demo: $(READY)  ## train AugLocal and backprop on digits; table and learning curves in runs/demo
+demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
 	  --rules=auglocal,backprop --workdir=runs/demo
 
