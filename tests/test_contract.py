@@ -26,6 +26,7 @@ ROWS = {
     "infopro": (rules.infopro(), 5, 33278),
     "man": (rules.man(rules.greedy(), scale=True), 5, 9902),
     "remat": (rules.remat(rules.greedy()), 5, 5258),
+    "deep_supervision": (rules.deep_supervision(rules.greedy()), 1, 5258),
     "composite": (toy.composite(), 5, 5258),  # not a rule of the library: every combinator at once
 }
 

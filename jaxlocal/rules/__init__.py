@@ -2,6 +2,7 @@
 
 from jaxlocal.rules.auglocal import auglocal
 from jaxlocal.rules.backprop import backprop
+from jaxlocal.rules.deep_supervision import deep_supervision
 from jaxlocal.rules.dgl import dgl
 from jaxlocal.rules.greedy import greedy
 from jaxlocal.rules.infopro import infopro
@@ -12,6 +13,7 @@ from jaxlocal.rules.remat import remat
 __all__ = [
     "auglocal",
     "backprop",
+    "deep_supervision",
     "dgl",
     "greedy",
     "infopro",
