@@ -122,7 +122,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
         return rate(step // config.accumulate * config.accumulate)
 
     optimizer = make(
-        "optimizer", OPTIMIZERS, config.optimizer, learning_rate=lambda update: schedule(update * config.accumulate)
+        "optimizer", OPTIMIZERS, config.optimizer, learning_rate=lambda update: rate(update * config.accumulate)
     )
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()

@@ -22,6 +22,7 @@ from jaxlocal.layers import (
     flatten,
     global_average_pool,
     safe_sqrt,
+    scaled,
 )
 
 
@@ -195,8 +196,3 @@ class Units(nn.Module):
         if self.norm:
             x = BatchNorm(not train, name="norm")(x)
         return dense(x, self.num_classes, name="dense")
-
-
-def scaled(features: int, width: float) -> int:
-    """Features of a hidden layer at a relative width, rounded down, at least one."""
-    return max(1, int(features * width))

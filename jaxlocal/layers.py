@@ -72,6 +72,11 @@ def flatten(x: Float[Array, "b h w c"]) -> Float[Array, "b f"]:
     return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
+def scaled(features: int, width: float) -> int:
+    """Features of a hidden layer at a relative width, rounded down, at least one."""
+    return max(1, int(features * width))
+
+
 def safe_sqrt(x: Array) -> Array:
     """The square root, with a derivative of zero (not infinity) at zero, as PyTorch's ``std`` has."""
     return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))

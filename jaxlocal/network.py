@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlocal.layers import scaled
 from jaxlocal.variables import size
 
 
@@ -65,8 +66,7 @@ def cut_evenly(units: Sequence[nn.Module], num_blocks: int) -> tuple[int, ...]:
       ValueError: if ``num_blocks`` is not between 1 and the number of units.
     """
     n = len(units)
-    if not 1 <= num_blocks <= n:
-        raise ValueError(f"cannot cut {n} units into {num_blocks} blocks: choose 1 to {n}")
+    _check_number(n, num_blocks)
     return tuple(round(k * n / num_blocks) for k in range(1, num_blocks))
 
 
@@ -84,8 +84,7 @@ def cut_balanced(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
       ValueError: if ``num_blocks`` is not between 1 and the number of units.
     """
     n = len(costs)
-    if not 1 <= num_blocks <= n:
-        raise ValueError(f"cannot cut {n} units into {num_blocks} blocks: choose 1 to {n}")
+    _check_number(n, num_blocks)
     total = np.concatenate([[0.0], np.cumsum(costs)])
     best: dict[int, tuple[float, tuple[int, ...]]] = {i: (total[i], ()) for i in range(1, n + 1)}
     for blocks in range(2, num_blocks + 1):  # best[i]: the dearest of the blocks of the first i units, and their cuts
@@ -94,6 +93,11 @@ def cut_balanced(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
             for i in range(blocks, n + 1)
         }
     return best[n][1]
+
+
+def _check_number(num_units: int, num_blocks: int) -> None:
+    if not 1 <= num_blocks <= num_units:
+        raise ValueError(f"cannot cut {num_units} units into {num_blocks} blocks: choose 1 to {num_units}")
 
 
 def activations(units: Sequence[nn.Module], image: tuple[int, ...]) -> tuple[float, ...]:
@@ -145,4 +149,4 @@ def with_width(unit: nn.Module, width: float) -> nn.Module:
         return unit.clone()
     if not hasattr(unit, "features"):
         raise ValueError(f"a width of {width} is asked of {type(unit).__name__}, which has no field `features`")
-    return unit.clone(features=max(1, int(unit.features * width)))
+    return unit.clone(features=scaled(unit.features, width))
