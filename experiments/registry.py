@@ -15,8 +15,11 @@ from jaxlocal.rule import Rule
 RULES: Mapping[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
 MODELS: Mapping[str, Callable[..., Any]] = {
     "convnet": models.convnet,
+    "imagenet_resnet": models.imagenet_resnet,
     "mlp": models.mlp,
     "resnet": models.resnet,
+    "resnext": models.resnext,
+    "vgg": models.vgg,
 }
 
 

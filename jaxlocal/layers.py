@@ -19,13 +19,16 @@ from jaxtyping import Array, Float
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
-def conv(features: int, kernel: int, *, strides: int = 1, use_bias: bool = False, name: str) -> nn.Conv:
+def conv(
+    features: int, kernel: int, *, strides: int = 1, groups: int = 1, use_bias: bool = False, name: str
+) -> nn.Conv:
     """A ``kernel x kernel`` convolution, padded by ``kernel // 2`` on every side; a bias starts at zero."""
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=strides,
         padding=kernel // 2,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
         name=name,

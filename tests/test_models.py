@@ -1,11 +1,25 @@
+import math
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxlocal import models
+from jaxlocal import Batch, Network, cut_evenly, fused, make_blocks, models
 from jaxlocal.heads import Classifier
+from jaxlocal.layers import conv
+from jaxlocal.network import strides_of, with_strides, with_width
 from jaxlocal.variables import init_module, size
+from tests.test_contract import ROWS
+
+NARROW = {  # every kind of unit at few channels
+    "basic blocks": models.imagenet_resnet(18, width=8),
+    "bottlenecks": models.imagenet_resnet(50, width=4),
+    "grouped": models.resnext(50, groups=4, group_width=16, width=4),
+    "vgg": models.vgg(13, width=4),
+}
 
 
 def through(units, shape):
@@ -53,6 +67,106 @@ def test_convnet_and_mlp_shapes():
     assert x.shape == (2, 5)
 
 
+@cache
+def outputs_and_size(units, shape):
+    """The shape of each unit's output for one image, and the number of parameters."""
+
+    def trace():
+        outputs, params, x = [], [], jnp.zeros((1, *shape))
+        for unit in units:
+            x, variables = init_module(unit, jax.random.key(0), x)
+            outputs.append(x)
+            params.append(variables["params"])
+        return outputs, params
+
+    outputs, params = jax.eval_shape(trace)
+    return [x.shape[1:] for x in outputs], size(params)
+
+
+@pytest.mark.parametrize(
+    ("network", "units", "features", "parameters"),
+    [
+        (models.imagenet_resnet(18), 9, 512, 11_689_512),
+        (models.imagenet_resnet(34), 17, 512, 21_797_672),
+        (models.imagenet_resnet(50), 17, 2048, 25_557_032),
+        (models.imagenet_resnet(101), 34, 2048, 44_549_160),
+        (models.imagenet_resnet(152), 51, 2048, 60_192_808),
+        (models.resnext(50, 32, 4), 17, 2048, 25_028_904),
+        (models.resnext(), 34, 2048, 88_791_336),
+    ],
+)
+def test_imagenet_resnets_have_the_size_of_torchvisions(network, units, features, parameters):
+    assert len(network) == units
+    shapes, count = outputs_and_size(network, (224, 224, 3))
+    assert shapes[0] == (56, 56, 64)
+    assert shapes[-1] == (7, 7, features)
+    assert count + 1000 * (features + 1) == parameters
+    assert len(set(network)) == 8  # the stem; two kinds of block per stage, in the first one kind
+
+
+@pytest.mark.parametrize(
+    ("depth", "units", "parameters"),
+    [(11, 8, 132_868_840), (13, 10, 133_053_736), (16, 13, 138_365_992), (19, 16, 143_678_248)],
+)
+def test_vgg_has_the_size_of_torchvisions(depth, units, parameters):
+    """With batch norm, less the three dense layers and the convolutions' biases."""
+    network = models.vgg(depth)
+    assert len(network) == units
+    shapes, count = outputs_and_size(network, (224, 224, 3))
+    dense = sum((n + 1) * m for n, m in ((512 * 7 * 7, 4096), (4096, 4096), (4096, 1000)))
+    assert count == parameters - dense - sum(unit.features for unit in network)
+    assert shapes[-1] == (7, 7, 512)
+
+
+def test_a_pool_of_vgg_begins_the_next_unit():
+    """So that heads read what is not pooled yet, as in AugLocal's code; the last pool has no next unit."""
+    sides = [shape[0] for shape in outputs_and_size(models.vgg(19), (32, 32, 3))[0]]
+    assert sides == [32] * 2 + [16] * 2 + [8] * 4 + [4] * 4 + [2] * 3 + [1]
+
+
+@pytest.mark.parametrize("network", NARROW.values(), ids=NARROW)
+def test_strides_tell_the_resolution(network):
+    assert math.prod(strides_of(unit) for unit in network) == 32
+    for side in (32, 64, 75, 96):
+        (h, w, _) = outputs_and_size(network, (side, side + 1, 3))[0][-1]
+        rounded = math.floor if network is NARROW["vgg"] else math.ceil
+        assert (h, w) == (rounded(side / 32), rounded((side + 1) / 32))
+
+
+@pytest.mark.parametrize("network", NARROW.values(), ids=NARROW)
+@pytest.mark.parametrize("width", [0.1, 0.7, 3.0])
+def test_units_at_other_widths_and_strides(network, width):
+    for unit in dict.fromkeys(network):
+        for strides in (1, 2):
+            scaled = with_strides(with_width(unit, width), strides)
+            (shape,), _ = outputs_and_size((scaled,), (12, 12, 7))
+            assert shape == (12 // strides, 12 // strides, max(1, int(unit.features * width)))
+
+
+def test_initialisation_of_a_grouped_convolution():
+    """N(0, 2 / (9 out)), out being the channels of all groups, as PyTorch's fan-out counts them."""
+    variables = conv(64, 3, groups=4, name="conv").init(jax.random.key(0), jnp.zeros((1, 1, 1, 64)))
+    kernel = np.asarray(variables["params"]["kernel"])
+    assert kernel.shape == (3, 3, 16, 64)
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.03)
+
+
+@pytest.mark.parametrize("rule", ROWS)
+@pytest.mark.parametrize(
+    ("name", "side"), [("basic blocks", 64), ("bottlenecks", 32), ("grouped", 75), ("vgg", 32), ("vgg", 75)]
+)
+def test_every_rule_trains_every_network(name, rule, side):
+    units = tuple(dict.fromkeys(NARROW[name]))  # one unit of each kind
+    network, local_rule = ROWS[rule][0](Network(units, cut_evenly(units, 4)), 7)
+    executor = fused(make_blocks(network, local_rule), local_rule.feed, optax.sgd(0.1))
+    image = jnp.zeros((4, side, side, 3))
+    batch = Batch(image, jnp.zeros(4, jnp.int32), image)
+    before = jax.eval_shape(executor.init, jax.random.key(0), batch)
+    after, metrics = jax.eval_shape(executor.step, before, batch)
+    assert jax.tree.map(jnp.shape, before.blocks) == jax.tree.map(jnp.shape, after.blocks)
+    assert len(metrics) == len(network.cuts) + 1
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -62,6 +176,12 @@ def test_convnet_and_mlp_shapes():
         (lambda: models.mlp(()), "at least one layer"),
         (lambda: models.convnet((8, 8), (1,)), "one positive number of each per unit"),
         (lambda: models.convnet((8, 0), (1, 1)), "one positive number"),
+        (lambda: models.imagenet_resnet(32), "18, 34, 50, 101 or 152 layers, not 32"),
+        (lambda: models.imagenet_resnet(18, 0), "width 0"),
+        (lambda: models.resnext(34), "50, 101 or 152 layers, not 34"),
+        (lambda: models.resnext(50, 0), "0 groups of 8 channels"),
+        (lambda: models.vgg(12), "11, 13, 16 or 19 layers, not 12"),
+        (lambda: models.vgg(11, 0), "width 0"),
     ],
 )
 def test_impossible_sizes(make, message):

@@ -33,14 +33,17 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b p q d"]:
-        shortcut = x
         y = conv(self.features, 3, strides=self.strides, name="conv1")(x)
         y = nn.relu(BatchNorm(not train, name="bn1")(y))
         y = BatchNorm(not train, name="bn2")(conv(self.features, 3, name="conv2")(y))
-        if shortcut.shape != y.shape:
-            shortcut = conv(self.features, 1, strides=self.strides, name="proj_conv")(x)
-            shortcut = BatchNorm(not train, name="proj_bn")(shortcut)
-        return nn.relu(y + shortcut)
+        return nn.relu(y + shortcut(x, self.features, self.strides, train=train))
+
+
+def shortcut(x: Float[Array, "b h w c"], features: int, strides: int, *, train: bool) -> Float[Array, "b p q d"]:
+    """A residual block's other branch: the input, or its projection (1x1, batch norm) where the shape changes."""
+    if strides == 1 and x.shape[-1] == features:
+        return x
+    return BatchNorm(not train, name="proj_bn")(conv(features, 1, strides=strides, name="proj_conv")(x))
 
 
 def resnet(depth: int = 32, width: int = 16) -> tuple[nn.Module, ...]:
