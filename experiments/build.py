@@ -20,13 +20,18 @@ from experiments.record import by_seed
 from experiments.registry import MODELS, make, make_rule
 from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
-from jaxlocal.executors import Executor, TrainState, fused, init_state
+from jaxlocal.executors import Executor, TrainState, fused, streamed
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
 from jaxlocal.variables import RUNNING, size
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+EXECUTORS: dict[str, Any] = {
+    "fused": fused,
+    "streamed": streamed,
+    "streamed+offload": functools.partial(streamed, offload=True),
+}
 
 
 class Experiment(NamedTuple):
@@ -58,17 +63,13 @@ class Experiment(NamedTuple):
     eval_every: int
     log_every: int
 
-    def init(self, seed: int) -> TrainState:
-        """The state before the first step."""
+    def init(self, config: ConfigDict) -> TrainState:
+        """The state of a config's run before the first step: of its seed, or of all its seeds along a leading axis."""
         zeros = jnp.zeros(self.dataset.train.image[:1].shape, jnp.float32)
         batch = Batch(zeros, jnp.zeros(1, jnp.int32), zeros)
+        keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
         with user_input("model"):
-            return init_state(self.blocks, self.feed, self.optimizer, jax.random.key(seed), batch)
-
-    def init_all(self, config: ConfigDict) -> TrainState:
-        """The state of a config's run: of its seed, or of all its seeds along a leading axis."""
-        states = [self.init(config.seed + i) for i in range(config.seeds)]
-        return states[0] if len(states) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            return self.executor.init(keys[0] if len(keys) == 1 else jnp.stack(keys), batch)
 
 
 def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment:
@@ -83,6 +84,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
     """
     _check_fields(config)
     dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
+    executor = EXECUTORS[one_of("executor", config.executor, tuple(EXECUTORS))]
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
     if config.eval_batch_size < 1 or config.eval_examples < 0:
@@ -98,7 +100,8 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
     with user_input("cuts"):
         cuts = parse_cuts(config.cuts, units)
         blocks_of(Network(units, cuts or ()))
-    one_of("data set", config.dataset, data.NAMES)
+    if not config.dataset.startswith("random_"):
+        one_of("data set", config.dataset, data.NAMES)
     durations = {name: parse_duration(config[name], name) for name in ("duration", "eval_every", "log_every")}
     dataset = dataset or _load(config)
     with user_input("model"):
@@ -127,7 +130,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
     axes: Any = data.Examples(None, None, 0) if config.seeds > 1 else None  # type: ignore[arg-type]
-    prepare = data.prepare_with(data.RECIPES[config.dataset])
+    prepare = data.prepare_with(data.recipe(config.dataset))
     return Experiment(
         dataset=dataset,
         network=network,
@@ -135,7 +138,7 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
         feed=local_rule.feed,
         optimizer=optimizer,
         schedule=schedule,
-        executor=fused(blocks, local_rule.feed, optimizer, prepare=prepare, dtype=dtype, data_axes=axes),
+        executor=executor(blocks, local_rule.feed, optimizer, prepare=prepare, dtype=dtype, data_axes=axes),
         steps_per_epoch=per_epoch,
         num_steps=steps["duration"],
         eval_every=steps["eval_every"],
@@ -145,7 +148,8 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
 
 def _load(config: ConfigDict) -> data.Dataset:
     try:
-        dataset = data.load(config.dataset, config.data_dir or None)
+        with user_input("dataset"):
+            dataset = data.load(config.dataset, config.data_dir or None)
     except data.MissingDataError as error:
         raise UserError(
             f"{error}: run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory "

@@ -34,7 +34,7 @@ from experiments.cli import UserError, cache_compilations, config_flag, run
 from experiments.cost import Cost
 from experiments.pictures import comparison
 from experiments.record import write_json
-from experiments.registry import parse_rules
+from experiments.registry import parse_calls
 from experiments.summary import Row, summarise, table
 from experiments.training import train_and_evaluate
 from experiments.workdir import check
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     if config.seeds != 1:
         raise UserError("give the number of seeds by --seeds, not by --config.seeds")
     workdir = Path(_WORKDIR.value)
-    specs = parse_rules(_RULES.value, config.rule)
+    specs = parse_calls(_RULES.value, "rules", config.rule)
     chosen = tuple(specs)
     where = {name: workdir / re.sub(r"[^\w.=-]+", "_", name).strip("_") for name in chosen}
     if len(set(where.values())) < len(where):
@@ -177,7 +177,7 @@ def widened(
     config: ConfigDict, configs: Mapping[str, ConfigDict], target: str, dataset: Dataset
 ) -> dict[str, Mapping[str, Any]]:
     """The rules of ``configs`` at the widths that take the FLOPs of the rule ``target``."""
-    targets = parse_rules(target, config.rule)
+    targets = parse_calls(target, "equal_flops", config.rule)
     if len(targets) != 1:
         raise UserError(f"--equal_flops={target}: give one rule")
     flops = cost.lowered_flops(build(with_rule(config, *targets.values()), dataset), config)

@@ -4,7 +4,7 @@ import ctypes
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from experiments.build import Experiment, build
 from experiments.cli import UserError
 from experiments.registry import RULES
 from jaxlocal import data
-from jaxlocal.executors import TrainState
+from jaxlocal.executors import Program, TrainState
 
 MIB = 2**20
 
@@ -28,7 +28,10 @@ class Cost(NamedTuple):
     Attributes:
       flops: floating-point operations per example, by the cost analysis of the compiled step
         (on a GPU, whose convolutions that leaves out, of the step before it is compiled).
-      temporaries: bytes that the compiled step allocates beside its arguments and results.
+      temporaries: bytes that the compiled step (of several programs, the largest) allocates
+        beside its arguments and results.
+      total: bytes on the device at the highest point of a step, by the compiler's analysis:
+        state, data, batch, temporaries and results.
       peak: bytes by which memory in use grew, at its highest, during a step; None where the
         system does not tell. On a CPU it is the process's. On a GPU it is the device's since
         the process began, so an upper bound.
@@ -36,6 +39,7 @@ class Cost(NamedTuple):
 
     flops: float
     temporaries: int
+    total: int
     peak: int | None = None
 
 
@@ -54,19 +58,33 @@ def chosen(experiment: Experiment, config: ConfigDict, step: int) -> jax.Array:
 
 def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first: data.Examples) -> Cost:
     """Compiles the step (which costs nothing if it is run later) and reads its analyses."""
-    lowered = experiment.executor.step.lower(state, first)  # type: ignore[attr-defined]
-    compiled = lowered.compile()
-    # A GPU's convolutions are calls into a library, which the compiled analysis does not count.
-    analysis = (compiled if jax.default_backend() == "cpu" else lowered).cost_analysis()
-    trained = config.batch_size * config.seeds
-    return Cost(analysis["flops"] / trained, compiled.memory_analysis().temp_size_in_bytes)
+    return of_programs(experiment.executor.programs(state, first), config.batch_size * config.seeds)
+
+
+def of_programs(programs: Sequence[Program], examples: int) -> Cost:
+    """Compiles the programs of a step that learns from so many examples, and reads their analyses."""
+    flops, temporaries, total = 0.0, 0, 0
+    for program in programs:
+        compiled = program.lowered.compile()
+        # A GPU's convolutions are calls into a library, which the compiled analysis does not count.
+        flops += program.times * _flops(compiled if jax.default_backend() == "cpu" else program.lowered)
+        memory: Any = compiled.memory_analysis()
+        temporaries = max(temporaries, memory.temp_size_in_bytes)
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        total = max(total, program.resident + new)
+    return Cost(flops / examples, temporaries, total)
+
+
+def _flops(program: Any) -> float:
+    return (program.cost_analysis() or {}).get("flops", 0.0)
 
 
 def lowered_flops(experiment: Experiment, config: ConfigDict) -> float:
     """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
-    state = jax.eval_shape(lambda: experiment.init_all(config))
-    lowered = experiment.executor.step.lower(state, examples(experiment, config))  # type: ignore[attr-defined]
-    return lowered.cost_analysis()["flops"] / (config.batch_size * config.seeds)
+    state = jax.eval_shape(lambda: experiment.init(config))
+    programs = experiment.executor.programs(state, examples(experiment, config))
+    flops = sum(program.times * _flops(program.lowered) for program in programs)
+    return flops / (config.batch_size * config.seeds)
 
 
 def widened(config: ConfigDict, flops: float, dataset: data.Dataset) -> Mapping[str, Any]:
@@ -110,7 +128,7 @@ def measure(config: Mapping[str, Any]) -> Cost:
     """The cost of a config's step, with its measured peak; run it in a process of its own."""
     config = ConfigDict(config)
     experiment = build(config)
-    state, first = experiment.init_all(config), examples(experiment, config)
+    state, first = experiment.init(config), examples(experiment, config)
     cost = of_step(experiment, config, state, first)
     peaks = []
     for _ in range(3):  # memory that was freed but kept by the allocator hides part of one
@@ -138,7 +156,7 @@ def speeds(
     seconds: dict[str, list[float]] = {name: [] for name in experiments}
     first = examples(next(iter(experiments.values())), config)
     for name, experiment in experiments.items():
-        states[name], _ = experiment.executor.step(experiment.init_all(config), first)
+        states[name], _ = experiment.executor.step(experiment.init(config), first)
         took, states[name] = _timed(experiment, states[name], first, 1)
         steps[name] = max(1, math.ceil(least / took))
     for _ in range(rounds):

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         if step is None:
             raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
         experiment = building.build(config)
-        state = checkpoints.restore(step, experiment.init_all(config))
+        state = checkpoints.restore(step, experiment.init(config))
     for i, exits in enumerate(building.evaluate(experiment, state, config)):
         seed = config.seed + i
         print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint), seed {seed}\n{format_blocks(exits)}")

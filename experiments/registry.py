@@ -55,25 +55,26 @@ def make_rule(spec: Mapping[str, Any], loss: losses.Loss) -> Rule:
     return make("rule", RULES, inner, rule=make_rule(spec["rule"], loss))
 
 
-def parse_rules(text: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Reads ``auglocal, man(dgl), infopro(contrast=True)``: rules as calls, without quotes around them.
+def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Reads ``auglocal, man(dgl), infopro(contrast=True)``: rules or models as calls, without quotes around them.
 
     Args:
       text: what to read.
+      flag: that it was given to.
       own: a rule with parameters, which a bare mention of its name stands for.
 
     Returns:
       The config of each rule, by the text that it was written in.
 
     Raises:
-      UserError: if it is not a list of rules, or names one twice.
+      UserError: if it is not a list of calls, or names one twice.
     """
 
     def spec(node: ast.expr) -> dict[str, Any]:
         if isinstance(node, ast.Name):
-            return dict(own) if node.id == own["name"] else {"name": node.id}
+            return dict(own) if own and node.id == own["name"] else {"name": node.id}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > 1:
-            raise ValueError(f"{ast.unparse(node)!r} is not a rule")
+            raise ValueError(f"{ast.unparse(node)!r} is not a call")
         given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
         if given.keys() & {"name", "rule", "None"}:
             raise ValueError(f"{ast.unparse(node)!r} gives the rule it wraps, or its own name, as a keyword")
@@ -82,14 +83,14 @@ def parse_rules(text: str, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     try:
         nodes = ast.parse(f"({text},)", mode="eval").body
         assert isinstance(nodes, ast.Tuple)
-        rules = [(ast.unparse(node), spec(node)) for node in nodes.elts]
+        calls = [(ast.unparse(node), spec(node)) for node in nodes.elts]
     except (SyntaxError, ValueError) as error:
         raise UserError(
-            f"--rules={text}: write rules as calls with commas between, as auglocal,man(dgl),predsim(width=2) ({error})"
+            f"--{flag}={text}: write calls with commas between, as auglocal,man(dgl),predsim(width=2) ({error})"
         ) from error
-    if len(dict(rules)) < len(rules):
-        raise UserError(f"--rules={text}: name each rule once")
-    return dict(rules)
+    if len(dict(calls)) < len(calls):
+        raise UserError(f"--{flag}={text}: name each once")
+    return dict(calls)
 
 
 def listing() -> str:

@@ -50,7 +50,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, experiment: Experiment
       UserError: if the config, the data set or the workdir cannot be used.
     """
     experiment = experiment or build(config)
-    state = experiment.init_all(config)
+    state = experiment.init(config)
     about = describe(experiment, state, config.seeds)
     claim(workdir, config, about, environment())
     _announce(config, about)

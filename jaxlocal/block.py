@@ -5,6 +5,7 @@ nothing else: isolation is by construction, and ``stop_gradient`` on the input s
 so where one reads it.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal.network import Network, blocks_of
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut
-from jaxlocal.rule import LocalRule
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync
+from jaxlocal.rule import LocalRule, Remat
 from jaxlocal.variables import (
     Key,
     Variables,
@@ -30,6 +31,7 @@ from jaxlocal.variables import (
 )
 
 Metrics = dict[str, jax.Array]
+_PRODUCTS = jax.checkpoint_policies.dots_saveable  # outputs of convolutions and dense layers
 
 
 class Block(NamedTuple):
@@ -43,7 +45,7 @@ class Block(NamedTuple):
 
     units: tuple[nn.Module, ...]
     objective: LocalObjective
-    remat: int = 0
+    remat: Remat | None = None
 
 
 @flax.struct.dataclass
@@ -64,11 +66,13 @@ def make_blocks(network: Network, local_rule: LocalRule) -> tuple[Block, ...]:
     """Pairs each run of units with its objective.
 
     Raises:
-      ValueError: if the rule has not one objective per block.
+      ValueError: if the rule has not one objective per block, or the last one looks at a next block.
     """
     runs = blocks_of(network)
     if len(runs) != len(local_rule.objectives):
         raise ValueError(f"{len(local_rule.objectives)} objectives given for {len(runs)} blocks: one each is needed")
+    if local_rule.objectives[-1].sync is not no_sync:
+        raise ValueError("the objective of the last block has a sync: there is no next block for it to look at")
     return tuple(
         Block(units, objective, local_rule.remat) for units, objective in zip(runs, local_rule.objectives, strict=True)
     )
@@ -102,7 +106,7 @@ def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train
     Returns:
       ``(output, mutated)``; ``mutated`` is nested by unit.
     """
-    length = block.remat or len(block.units)
+    length = block.remat.every if block.remat else len(block.units)
 
     def span(first: int, variables: Variables, carry: Carry) -> tuple[Carry, dict[str, Variables]]:
         mutated: dict[str, Variables] = {}
@@ -112,7 +116,7 @@ def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train
         return carry, mutated
 
     if block.remat:
-        span = jax.checkpoint(span, static_argnums=0)
+        span = jax.checkpoint(span, static_argnums=0, policy=_PRODUCTS if block.remat.products else None)
     mutated: dict[str, Variables] = {}
     for first in range(0, len(block.units), length):
         carry, new = span(first, variables, carry)
@@ -131,7 +135,10 @@ def run(
     variables = cast(variables, dtype)
     units_key, head_key = jax.random.split(key)
     output, mutated = forward(block, variables, cast_floating(carry, dtype), units_key, train=train)
-    out = block.objective.apply(pick(variables, "head"), output, batch, head_key, train=train)
+    apply: Any = functools.partial(block.objective.apply, train=train)
+    if block.remat:
+        apply = jax.checkpoint(apply, policy=_PRODUCTS)
+    out = apply(pick(variables, "head"), output, batch, head_key)
     return output, out._replace(mutated=merge(mutated, nest(head=out.mutated)))
 
 
@@ -199,21 +206,23 @@ def metrics_of(out: ObjectiveOut) -> Metrics:
     return {**out.metrics, "loss": out.loss}
 
 
-def sync(block: Block, state: BlockState, peers: tuple[Any, ...], *, start: bool = False) -> BlockState:
-    """Lets the block's objective look at its peers.
+def sync(block: Block, state: BlockState, peer: BlockState, *, start: bool = False) -> BlockState:
+    """Lets the block's objective look at the next block.
 
     Args:
       block: units and objective.
       state: of this block, updated.
-      peers: ``params`` of every block before the step.
+      peer: the next block, before its update.
       start: whether this is the beginning, before any step, rather than after an update.
     """
-    synced = nest(head=block.objective.sync(pick(state.variables, "head"), peers, start=start))
+    params, _ = split(peer.variables)
+    synced = nest(head=block.objective.sync(pick(state.variables, "head"), params, start=start))
     return BlockState(merge(state.variables, synced), state.opt_state)
 
 
 def evaluate(
     block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key, *, dtype: Any
-) -> tuple[Carry, ObjectiveOut]:
-    """The block and its exit on running statistics, without dropout."""
-    return run(block, variables, carry, batch, key, train=False, dtype=dtype)
+) -> tuple[Carry, Metrics]:
+    """The block and its exit on running statistics, without dropout: ``(the block's output, metrics)``."""
+    output, out = run(block, variables, carry, batch, key, train=False, dtype=dtype)
+    return output, metrics_of(out)

@@ -64,7 +64,7 @@ class Apply(Protocol):
 class Sync(Protocol):
     """The type of :attr:`LocalObjective.sync`."""
 
-    def __call__(self, variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables: ...
+    def __call__(self, variables: Variables, peer: Any, *, start: bool) -> Variables: ...
 
     def __hash__(self) -> int:
         """A sync is a function, equal to itself alone."""
@@ -77,10 +77,10 @@ class LocalObjective(NamedTuple):
     Attributes:
       init: ``(key, carry, batch) -> variables`` of the head.
       apply: ``(variables, carry, batch, key, *, train) -> ObjectiveOut``.
-      sync: ``(variables, peers, *, start) -> variables``, once after each update; :func:`no_sync`
-        where there is nothing to do. ``peers``
-        holds the ``params`` of every block as they were before the step. It is also called
-        once, with ``start`` true, when all blocks have been initialised.
+      sync: ``(variables, peer, *, start) -> variables``, once after each update; :func:`no_sync`
+        where there is nothing to do. ``peer`` holds the ``params`` of the next block as they
+        were before the step. It is also called once, with ``start`` true, when both blocks have
+        been initialised.
     """
 
     init: Callable[[Key, Carry, Batch], Variables]
@@ -88,15 +88,15 @@ class LocalObjective(NamedTuple):
     sync: Sync
 
 
-def no_sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
-    """The ``sync`` of objectives that do not look at their peers."""
-    del peers, start
+def no_sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
+    """The ``sync`` of objectives that do not look at the next block."""
+    del peer, start
     return variables
 
 
 # Equal arguments give the same objective, so that blocks of equal structure are equal
 # and share one compilation.
-_same_for_equal_arguments = functools.lru_cache(maxsize=4096)
+same_for_equal_arguments = functools.lru_cache(maxsize=4096)
 
 
 def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalObjective:
@@ -112,7 +112,7 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalO
     return _readout(head, loss)
 
 
-@_same_for_equal_arguments
+@same_for_equal_arguments
 def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         del batch
@@ -127,7 +127,7 @@ def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
     return LocalObjective(init, apply, no_sync)
 
 
-@_same_for_equal_arguments
+@same_for_equal_arguments
 def feature_objective(head: nn.Module | Callable[[Batch], nn.Module], loss: FeatureLoss) -> LocalObjective:
     """A head maps the block's output to features that predict no classes; the loss reads them beside the batch.
 
@@ -154,7 +154,7 @@ def _float32(x: Array) -> Array:
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
-@_same_for_equal_arguments
+@same_for_equal_arguments
 def through(adapter: nn.Module, inner: LocalObjective, sync: Sync = no_sync) -> LocalObjective:
     """Sends the block's output through an adapter before the inner objective sees it.
 
@@ -166,17 +166,6 @@ def through(adapter: nn.Module, inner: LocalObjective, sync: Sync = no_sync) -> 
       sync: acts on the adapter's variables; the inner objective keeps its own.
     """
 
-    def sync_both(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
-        adapted = sync(pick(variables, "adapter"), peers, start=start)
-        return nest(adapter=adapted, inner=inner.sync(pick(variables, "inner"), peers, start=start))
-
-    # Two that differ in sync alone are otherwise equal: they compile as one.
-    either = sync is not no_sync or inner.sync is not no_sync
-    return _through(adapter, inner._replace(sync=no_sync))._replace(sync=sync_both if either else no_sync)
-
-
-@_same_for_equal_arguments
-def _through(adapter: nn.Module, inner: LocalObjective) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         adapter_key, inner_key = jax.random.split(key)
         adapted, variables = init_module(adapter, adapter_key, carry)
@@ -188,10 +177,15 @@ def _through(adapter: nn.Module, inner: LocalObjective) -> LocalObjective:
         out = inner.apply(pick(variables, "inner"), adapted, batch, inner_key, train=train)
         return out._replace(mutated=nest(adapter=mutated, inner=out.mutated))
 
-    return LocalObjective(init, apply, no_sync)
+    def sync_both(variables: Variables, peer: Any, *, start: bool) -> Variables:
+        adapted = sync(pick(variables, "adapter"), peer, start=start)
+        return nest(adapter=adapted, inner=inner.sync(pick(variables, "inner"), peer, start=start))
+
+    either = sync is not no_sync or inner.sync is not no_sync
+    return LocalObjective(init, apply, sync_both if either else no_sync)
 
 
-@_same_for_equal_arguments
+@same_for_equal_arguments
 def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
     """``sum_i weight_i * objective_i`` of named objectives on the same output.
 
@@ -228,14 +222,14 @@ def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
         mutated = nest(**{name: out.mutated for name, out in outs.items()})
         return ObjectiveOut(total, mutated, metrics, exit_.logits if exit_ else None)
 
-    def sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
-        return nest(**{n: o.sync(pick(variables, n), peers, start=start) for n, (_, o) in terms.items()})
+    def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
+        return nest(**{n: o.sync(pick(variables, n), peer, start=start) for n, (_, o) in terms.items()})
 
     any_sync = any(objective.sync is not no_sync for _, objective in terms.values())
     return LocalObjective(init, apply, sync if any_sync else no_sync)
 
 
-@_same_for_equal_arguments
+@same_for_equal_arguments
 def freeze(inner: LocalObjective) -> LocalObjective:
     """Keeps the inner head's parameters at their initial values.
 
@@ -255,7 +249,7 @@ def freeze(inner: LocalObjective) -> LocalObjective:
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         return inner.apply(from_fixed(variables), carry, batch, key, train=train)
 
-    def sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
-        return to_fixed(inner.sync(from_fixed(variables), peers, start=start))
+    def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
+        return to_fixed(inner.sync(from_fixed(variables), peer, start=start))
 
     return LocalObjective(init, apply, no_sync if inner.sync is no_sync else sync)

@@ -10,19 +10,33 @@ from jaxlocal.network import Network
 from jaxlocal.objective import LocalObjective, readout
 
 
+class Remat(NamedTuple):
+    """What blocks compute again in the backward pass instead of keeping it.
+
+    Heads always keep the outputs of their convolutions and dense layers, and nothing else.
+
+    Attributes:
+      every: units in a span, whose input is kept.
+      products: whether the outputs of convolutions and dense layers are kept within a span, so that
+        only what is cheap, as batch norm and ReLU, is computed again.
+    """
+
+    every: int = 1
+    products: bool = False
+
+
 class LocalRule(NamedTuple):
     """One objective per block; the last one is the network's own output.
 
     Attributes:
       objectives: one per block.
       feed: makes each block's input.
-      remat: how many units at a time are computed again in the backward pass instead of
-        keeping their activations; 0 keeps all.
+      remat: what is computed again in the backward pass; None keeps all activations.
     """
 
     objectives: tuple[LocalObjective, ...]
     feed: Feed = chain()
-    remat: int = 0
+    remat: Remat | None = None
 
 
 Rule = Callable[[Network, int], tuple[Network, LocalRule]]

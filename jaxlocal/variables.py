@@ -66,6 +66,12 @@ def size(tree: Any) -> int:
     return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
+def nbytes(tree: Any) -> int:
+    """Bytes that a pytree of arrays, or of their shapes, takes; PRNG keys are not counted."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return sum(size(leaf) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def init_module(module: nn.Module, key: Key, x: Any) -> tuple[Any, Variables]:
     """Initialises a Linen module that is called as ``module(x, train=...)``.
 

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.checkpoint import Checkpoints
-from jaxlocal import init_state, rules
+from jaxlocal import rules
 from jaxlocal.executors.fused import train_step
 from jaxlocal.rules.man import EMA
 from jaxlocal.variables import size
@@ -113,7 +113,7 @@ def test_vmap_over_seeds(name):
     t = toy.make(ROWS[name][0])
     example = jax.tree.map(lambda x: x[:1], t.batch)
     keys = jax.random.split(jax.random.key(0), 3)
-    states = jax.vmap(lambda key: init_state(t.blocks, t.feed, toy.OPTIMIZER, key, example))(keys)
+    states = jax.vmap(lambda key: t.executor.init(key, example))(keys)
     step = jax.jit(jax.vmap(lambda state, batch: train_step(t.blocks, t.feed, toy.OPTIMIZER, state, batch), (0, None)))
     _, metrics = step(states, t.batch)
     assert len({float(x) for x in metrics[-1]["loss"]}) == 3

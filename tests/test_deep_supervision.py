@@ -38,11 +38,11 @@ def test_the_gradient_is_that_of_the_sum_of_all_losses():
 
 def test_the_exit_is_the_networks_output():
     t = toy.make(rules.deep_supervision(rules.dgl()))
-    _, out = block.evaluate(
+    _, metrics = block.evaluate(
         t.blocks[0], t.state.blocks[0].variables, t.batch.image, t.batch, jax.random.key(0), dtype=jnp.float32
     )
-    assert out.metrics["accuracy"] == out.metrics["output/accuracy"]
-    assert sum(name.startswith("exit_") and name.endswith("/accuracy") for name in out.metrics) == 4
+    assert metrics["accuracy"] == metrics["output/accuracy"]
+    assert sum(name.startswith("exit_") and name.endswith("/accuracy") for name in metrics) == 4
     assert pick(t.state.blocks[0].variables, "head")["params"].keys() == {
         "output", "exit_1", "exit_2", "exit_3", "exit_4"
     }  # fmt: skip

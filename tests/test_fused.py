@@ -14,7 +14,6 @@ from jaxlocal import (
     chain,
     cut_everywhere,
     fused,
-    init_state,
     make_blocks,
     models,
     readout,
@@ -24,6 +23,7 @@ from jaxlocal import (
 from jaxlocal.executors.fused import train_step
 from jaxlocal.heads import Classifier
 from jaxlocal.layers import global_average_pool
+from jaxlocal.objective import no_sync
 from tests import toy
 
 
@@ -95,12 +95,12 @@ def test_equal_blocks_are_traced_once():
         traced.append(carry.shape)
         return head.apply(variables, carry, batch, key, train=train)
 
-    objectives = tuple(head._replace(apply=counted, sync=lambda v, peers, *, start, i=i: v) for i in range(4))
+    objectives = tuple(head._replace(apply=counted, sync=no_sync) for i in range(4))
     units = models.mlp((64, 32, 32, 32))
     blocks = make_blocks(Network(units, (1, 2, 3)), LocalRule(objectives))
     example = jax.tree.map(lambda x: x[:1], toy.digits())
-    state = init_state(blocks, chain(), toy.OPTIMIZER, jax.random.key(0), example)
-    fused(blocks, chain(), toy.OPTIMIZER).step(state, toy.digits())
+    executor = fused(blocks, chain(), toy.OPTIMIZER)
+    executor.step(executor.init(jax.random.key(0), example), toy.digits())
     assert len(traced) == 3  # 64 -> 64, 64 -> 32, and 32 -> 32 for two blocks
 
 
@@ -115,9 +115,10 @@ def temporaries():
         image, label = jnp.zeros((128, 32, 32, 3)), jnp.zeros(128, jnp.int32)
         optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
         example = Batch(image[:1], label[:1])
-        state = jax.eval_shape(lambda: init_state(blocks, local_rule.feed, optimizer, jax.random.key(0), example))
-        lowered = fused(blocks, local_rule.feed, optimizer).step.lower(state, Batch(image, label))
-        return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
+        executor = fused(blocks, local_rule.feed, optimizer)
+        state = jax.eval_shape(executor.init, jax.random.key(0), example)
+        (program,) = executor.programs(state, Batch(image, label))
+        return program.lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
 
     return {name: measure(rule) for name, rule in (("backprop", rules.backprop()), ("auglocal", rules.auglocal(2)))}
 
@@ -168,9 +169,9 @@ def test_preparation_draws_anew_in_every_step_and_not_at_all_in_evaluation():
     assert executor.evaluate(t.state, t.batch) == t.executor.evaluate(t.state, t.batch)
 
 
-def test_peers_are_the_parameters_before_the_step():
-    def next_unit(variables, peers, *, start):
-        return {**variables, "params": peers[1]["unit_0"]}
+def test_the_peer_is_the_next_block_before_the_step():
+    def next_unit(variables, peer, *, start):
+        return {**variables, "params": peer["unit_0"]}
 
     def rule(network, num_classes):
         last = readout(Classifier(num_classes))
@@ -187,7 +188,7 @@ def test_frozen_heads_stay_under_weight_decay():
     t = toy.make(toy.composite())
     optimizer = optax.chain(optax.add_decayed_weights(0.5), toy.OPTIMIZER)
     example = jax.tree.map(lambda x: x[:1], t.batch)
-    before = init_state(t.blocks, t.feed, optimizer, jax.random.key(0), example)
+    before = fused(t.blocks, t.feed, optimizer).init(jax.random.key(0), example)
     after, _ = train_step(t.blocks, t.feed, optimizer, before, t.batch)
     for old, new in zip(before.blocks[:-1], after.blocks[:-1], strict=True):
         chex.assert_trees_all_equal(old.variables["fixed"], new.variables["fixed"])
@@ -198,4 +199,4 @@ def test_a_unit_that_pools_its_input_away_is_refused():
     network, rule = rules.backprop()(Network(units), 10)
     example = jax.tree.map(lambda x: x[:1], toy.digits())
     with pytest.raises(ValueError, match=r"ConvUnit leaves nothing of an input of shape \(1, 1, 1, 4\)"):
-        init_state(make_blocks(network, rule), rule.feed, toy.OPTIMIZER, jax.random.key(0), example)
+        fused(make_blocks(network, rule), rule.feed, toy.OPTIMIZER).init(jax.random.key(0), example)

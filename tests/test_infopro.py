@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlocal import Network, cut_everywhere, init_state, make_blocks, models, rules
+from jaxlocal import Network, cut_everywhere, make_blocks, models, rules
 from jaxlocal.rules.infopro import weights
 from tests import toy
 
@@ -44,4 +44,4 @@ def test_the_contrastive_form_predicts_no_classes_before_the_last_exit():
 def test_it_needs_pixels():
     t = toy.make(rules.infopro())
     with pytest.raises(ValueError, match="give batches with pixels"):
-        init_state(t.blocks, t.feed, toy.OPTIMIZER, jax.random.key(0), t.batch._replace(pixels=None))
+        t.executor.init(jax.random.key(0), t.batch._replace(pixels=None))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlocal import Network, block, cut_everywhere, init_state, make_blocks, models, rules
+from jaxlocal import Network, block, cut_everywhere, fused, make_blocks, models, rules
 from jaxlocal.executors.fused import train_step
 from jaxlocal.rules.man import EMA, MomentumAuxiliary
 from jaxlocal.variables import size
@@ -116,7 +116,7 @@ def test_it_goes_around_dense_layers_without_running_statistics():
     network, local_rule = rules.man(rules.greedy(), 0.5)(Network(units, cut_everywhere(units)), 10)
     blocks = make_blocks(network, local_rule)
     batch = toy.digits()
-    before = init_state(blocks, local_rule.feed, toy.OPTIMIZER, jax.random.key(0), batch)
+    before = fused(blocks, local_rule.feed, toy.OPTIMIZER).init(jax.random.key(0), batch)
     after, _ = train_step(blocks, local_rule.feed, toy.OPTIMIZER, before, batch)
     after, _ = train_step(blocks, local_rule.feed, toy.OPTIMIZER, after, batch)
     kernels = [average(state, 0)["dense"]["kernel"] for state in (before, after)]

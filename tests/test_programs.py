@@ -190,7 +190,7 @@ def test_bad_comparisons_get_one_line(tmp_path, flags, words):
 )
 def test_bad_rules_get_one_line(text, message):
     def built():
-        return [build(digits(rule=spec)) for spec in registry.parse_rules(text, {"name": "auglocal"}).values()]
+        return [build(digits(rule=spec)) for spec in registry.parse_calls(text, "rules", {"name": "auglocal"}).values()]
 
     with pytest.raises(UserError, match=message):
         built()
@@ -198,7 +198,7 @@ def test_bad_rules_get_one_line(text, message):
 
 def test_rules_are_written_as_calls():
     own = {"name": "auglocal", "depth": 3}
-    assert registry.parse_rules("auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", own) == {
+    assert registry.parse_calls("auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", "rules", own) == {
         "auglocal": own,
         "man(infopro(contrast=True), decay=0.9)": {
             "name": "man",

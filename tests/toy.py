@@ -19,7 +19,6 @@ from jaxlocal import (
     data,
     freeze,
     fused,
-    init_state,
     make_blocks,
     readout,
     through,
@@ -76,8 +75,8 @@ def _build(rule: Rule, seed: int, dtype) -> Toy:
     network, local_rule = rule(Network(units, cut_everywhere(units)), 10)
     blocks = make_blocks(network, local_rule)
     batch = digits()
-    state = init_state(blocks, local_rule.feed, OPTIMIZER, jax.random.key(seed), jax.tree.map(lambda x: x[:1], batch))
     executor = fused(blocks, local_rule.feed, OPTIMIZER, dtype=dtype)
+    state = executor.init(jax.random.key(seed), jax.tree.map(lambda x: x[:1], batch))
     return Toy(network, blocks, local_rule.feed, executor, state, batch)
 
 

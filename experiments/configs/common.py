@@ -26,6 +26,7 @@ def digits() -> ConfigDict:
             "eval_every": "1 epochs",
             "log_every": "1 epochs",
             "dtype": "float32",
+            "executor": "fused",  # fused, streamed, streamed+offload
             "seed": 0,
             "seeds": 1,  # runs trained together by vmap, of seeds seed, seed + 1, ...
             "evidence": {},
@@ -55,6 +56,18 @@ def stl10() -> ConfigDict:
     config.learning_rate = 0.1
     config.batch_size = 128
     config.eval_batch_size = 200
+    return config
+
+
+def noise(side: int, classes: int) -> ConfigDict:
+    """A few steps on random images: to measure memory and speed at any size, not to learn."""
+    config = cifar10()
+    config.dataset = f"random_{side}_{classes}"
+    config.schedule = "constant"
+    config.learning_rate = 0.05
+    config.batch_size = 128
+    config.eval_batch_size = 128
+    config.duration = config.eval_every = config.log_every = "8 steps"
     return config
 
 

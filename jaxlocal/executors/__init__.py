@@ -2,6 +2,7 @@
 
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.fused import fused
-from jaxlocal.executors.state import BlockMetrics, Executor, TrainState, init_state
+from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState
+from jaxlocal.executors.streamed import streamed
 
-__all__ = ["BlockMetrics", "Executor", "TrainState", "compiler_options", "fused", "init_state"]
+__all__ = ["BlockMetrics", "Executor", "Program", "TrainState", "compiler_options", "fused", "streamed"]

@@ -12,21 +12,29 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal import block as block_lib
-from jaxlocal.block import Block
+from jaxlocal.block import Block, BlockState, Metrics
 from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.state import BlockMetrics, Executor, TrainState, as_batch
+from jaxlocal.executors.loop import Run, evaluate_blocks, evaluation_keys, init_state, step_blocks, step_keys
+from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
-from jaxlocal.objective import Batch, no_sync
-from jaxlocal.variables import split
+from jaxlocal.objective import Batch, Carry
+from jaxlocal.variables import Key, Variables, nbytes
 
 # Traced once for blocks of equal structure, however many there are.
 _update = jax.jit(block_lib.update, static_argnames=("block", "optimizer", "dtype"))
 _evaluate = jax.jit(block_lib.evaluate, static_argnames=("block", "dtype"))
 
 
-def _alike(block: Block) -> Block:
-    """The block without its sync, which is part of neither: it may know its place, and no two would be equal."""
-    return block._replace(objective=block.objective._replace(sync=no_sync))
+def _ordered(optimizer: optax.GradientTransformation | None, dtype: Any) -> Run:
+    def update(
+        block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key
+    ) -> tuple[BlockState, Carry, Metrics]:
+        return jax.lax.optimization_barrier(_update(block, optimizer, state, carry, batch, key, dtype=dtype))
+
+    def evaluate(block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
+        return jax.lax.optimization_barrier(_evaluate(block, variables, carry, batch, key, dtype=dtype))
+
+    return Run(update, block_lib.sync, evaluate)
 
 
 def train_step(
@@ -38,7 +46,7 @@ def train_step(
     *,
     dtype: Any = jnp.float32,
 ) -> tuple[TrainState, BlockMetrics]:
-    """One update of all blocks: the pure function that :func:`fused` compiles.
+    """One update of all blocks: a pure function of state and batch, for ``jax.jit``, ``jax.vmap`` and the like.
 
     Args:
       blocks: from :func:`jaxlocal.block.make_blocks`.
@@ -51,32 +59,8 @@ def train_step(
     Returns:
       ``(state after the step, metrics of each block)``.
     """
-    step_key = jax.random.fold_in(state.key, state.step)
-    peers = tuple(split(block_state.variables)[0] for block_state in state.blocks)
-    carry, states, metrics = None, [], []
-    for i, (block, old) in enumerate(zip(blocks, state.blocks, strict=True)):
-        feed_key, block_key = jax.random.split(jax.random.fold_in(step_key, i))
-        carry = feed(i, carry, batch, feed_key, train=True)
-        new, carry, block_metrics = _update(_alike(block), optimizer, old, carry, batch, block_key, dtype=dtype)
-        done = (block_lib.sync(block, new, peers), carry, block_metrics)
-        new, carry, block_metrics = jax.lax.optimization_barrier(done)
-        states.append(new)
-        metrics.append(block_metrics)
-    return TrainState(state.step + 1, state.key, tuple(states)), tuple(metrics)
-
-
-def evaluate(
-    blocks: tuple[Block, ...], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any = jnp.float32
-) -> BlockMetrics:
-    """Loss and metrics at every exit."""
-    carry, metrics = None, []
-    for i, (block, block_state) in enumerate(zip(blocks, state.blocks, strict=True)):
-        feed_key, block_key = jax.random.split(jax.random.fold_in(state.key, i))
-        carry = feed(i, carry, batch, feed_key, train=False)
-        carry, out = _evaluate(_alike(block), block_state.variables, carry, batch, block_key, dtype=dtype)
-        carry, block_metrics = jax.lax.optimization_barrier((carry, block_lib.metrics_of(out)))
-        metrics.append(block_metrics)
-    return tuple(metrics)
+    keys = step_keys(state.key, state.step, len(blocks))
+    return step_blocks(_ordered(optimizer, dtype), blocks, feed, state, batch, keys)
 
 
 def fused(
@@ -101,18 +85,24 @@ def fused(
         Evaluation gives the same data to all. None trains one state.
     """
 
+    def init(key: Key, batch: Batch) -> TrainState:
+        return init_state(blocks, feed, optimizer, key, batch)
+
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
-        prepare_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), len(blocks))
-        batch = prepare(data, prepare_key, train=True)
+        batch = prepare(data, step_keys(state.key, state.step, len(blocks)).prepare, train=True)
         return train_step(blocks, feed, optimizer, state, batch, dtype=dtype)
 
-    def evaluate_all(state: TrainState, data: Any) -> BlockMetrics:
-        return evaluate(blocks, feed, state, prepare(data, state.key, train=False), dtype=dtype)
+    def evaluate(state: TrainState, data: Any) -> BlockMetrics:
+        keys = evaluation_keys(state.key, len(blocks))
+        batch = prepare(data, keys.prepare, train=False)
+        return evaluate_blocks(_ordered(None, dtype), blocks, feed, state, batch, keys)
 
     if data_axes is not None:
-        step, evaluate_all = jax.vmap(step, (0, data_axes)), jax.vmap(evaluate_all, (0, None))
+        init, step, evaluate = jax.vmap(init, (0, None)), jax.vmap(step, (0, data_axes)), jax.vmap(evaluate, (0, None))
     options = compiler_options(remat=any(block.remat for block in blocks))
-    return Executor(
-        step=jax.jit(step, donate_argnums=0, compiler_options=options),
-        evaluate=jax.jit(evaluate_all, compiler_options=options),
-    )
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=options)
+
+    def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
+        return (Program("step", 1, compiled.lower(state, data), nbytes((state, data))),)
+
+    return Executor(init, compiled, jax.jit(evaluate, compiler_options=options), programs)

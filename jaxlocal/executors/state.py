@@ -5,14 +5,9 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
-import jax.numpy as jnp
-import optax
 
-from jaxlocal import block as block_lib
-from jaxlocal.block import Block
-from jaxlocal.feed import Feed
 from jaxlocal.objective import Batch
-from jaxlocal.variables import Key, split
+from jaxlocal.variables import Key
 
 BlockMetrics = tuple[dict[str, jax.Array], ...]
 
@@ -34,44 +29,42 @@ class TrainState:
     blocks: Any
 
 
+class Program(NamedTuple):
+    """One compiled program of a step.
+
+    Attributes:
+      what: what it does.
+      times: how often a step runs it; blocks of equal structure share a program.
+      lowered: ready to be compiled.
+      resident: bytes on the device when it starts: its arguments, and everything else that waits there.
+    """
+
+    what: str
+    times: int
+    lowered: jax.stages.Lowered
+    resident: int
+
+
 class Executor(NamedTuple):
     """How blocks are run.
 
     Attributes:
+      init: ``(key, batch) -> state``; the key is typed, ``jax.random.key(seed)``, and of the
+        batch one image will do. Several seeds that train together take an array of keys.
       step: ``(state, data) -> (state, metrics)``. The old state is donated. Metrics are
         scalars by name, one dict per block: ``loss`` and what the objective reports.
       evaluate: ``(state, data) -> metrics`` at every exit, on running statistics.
+      programs: ``(state, data) -> programs`` of a step, in the order in which they first run. Abstract
+        values will do.
     """
 
+    init: Callable[[Key, Batch], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, BlockMetrics]]
     evaluate: Callable[[TrainState, Any], BlockMetrics]
+    programs: Callable[[TrainState, Any], tuple[Program, ...]]
 
 
 def as_batch(data: Batch, key: Key, *, train: bool) -> Batch:
     """The :class:`Prepare` of data that is a batch already."""
     del key, train
     return data
-
-
-def init_state(
-    blocks: tuple[Block, ...], feed: Feed, optimizer: optax.GradientTransformation, key: Key, batch: Batch
-) -> TrainState:
-    """Initialises all blocks, unit by unit.
-
-    Args:
-      blocks: from :func:`jaxlocal.block.make_blocks`.
-      feed: of the rule.
-      optimizer: of every block.
-      key: typed PRNG key, ``jax.random.key(seed)``.
-      batch: an example of the right shape; one image will do.
-    """
-    init_key, train_key = jax.random.split(key)
-    states, carry = [], None
-    for i, block in enumerate(blocks):
-        feed_key, block_key = jax.random.split(jax.random.fold_in(init_key, i))
-        carry = feed(i, carry, batch, feed_key, train=False)
-        state, carry = block_lib.init(block, block_key, carry, batch, optimizer)
-        states.append(state)
-    peers = tuple(split(state.variables)[0] for state in states)
-    states = [block_lib.sync(block, s, peers, start=True) for block, s in zip(blocks, states, strict=True)]
-    return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))

@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxlocal.network import Network
-from jaxlocal.objective import Sync, no_sync, through
+from jaxlocal.objective import Sync, no_sync, same_for_equal_arguments, through
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import RUNNING, Variables
 
@@ -60,14 +60,15 @@ class MomentumAuxiliary(nn.Module):
         return y
 
 
-def follow(peer: int, decay: float, start_from_peer: bool) -> Sync:
-    """Averages the parameters of block ``peer``'s first unit, by :func:`optax.ema`."""
+@same_for_equal_arguments
+def follow(decay: float, start_from_peer: bool) -> Sync:
+    """Averages the parameters of the next block's first unit, by :func:`optax.ema`."""
     average = optax.ema(decay, debias=False)
 
-    def sync(variables: Variables, peers: tuple[Any, ...], *, start: bool) -> Variables:
+    def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
         if start and not start_from_peer:
             return variables
-        following = peers[peer]["unit_0"]
+        following = peer["unit_0"]
         if start:
             new = jax.tree.map(jnp.copy, following)  # a step donates the parameters themselves
         else:
@@ -113,7 +114,7 @@ def man(
             raise ValueError("man goes around a rule that neither changes the units nor follows other blocks itself")
         for i, cut in enumerate(cuts):
             adapter = MomentumAuxiliary(network.units[cut], bias, ema, scale)
-            sync = follow(i + 1, decay, start == "next") if ema else no_sync
+            sync = follow(decay, start == "next") if ema else no_sync
             objectives[i] = through(adapter, objectives[i], sync)
         return network._replace(cuts=cuts), local._replace(objectives=tuple(objectives))
 

@@ -5,15 +5,18 @@ References:
 """
 
 from jaxlocal.network import Network
-from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.rule import LocalRule, Remat, Rule
 
 
-def remat(rule: Rule, every: int = 1) -> Rule:
+def remat(rule: Rule, every: int = 1, products: bool = False) -> Rule:
     """The same updates as ``rule``, in less memory and with more computation.
 
     Args:
-      rule: whose blocks keep only the inputs of each span of units.
+      rule: whose blocks keep only the input of each span of units, and whose heads keep only
+        the outputs of their convolutions and dense layers.
       every: units in a span.
+      products: whether units, too, keep the outputs of their convolutions and dense layers: more
+        memory, next to no computation.
 
     Raises:
       ValueError: if ``every`` is not positive.
@@ -23,6 +26,6 @@ def remat(rule: Rule, every: int = 1) -> Rule:
 
     def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
         cut, local = rule(network, num_classes)
-        return cut, local._replace(remat=every)
+        return cut, local._replace(remat=Remat(every, products))
 
     return wrapped

@@ -1,0 +1,143 @@
+"""Initialisation, step and evaluation of all blocks, in order: the loops that every executor runs in its own way.
+
+An executor says by a :class:`Run` how one block is run and where its state lives in the
+meantime. Everything else is here, so all executors compute the same numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlocal import block as block_lib
+from jaxlocal.block import Block, BlockState, Metrics
+from jaxlocal.executors.state import BlockMetrics, TrainState
+from jaxlocal.feed import Feed
+from jaxlocal.objective import Batch, Carry, no_sync
+from jaxlocal.variables import Key, Variables
+
+
+def stay(state: BlockState) -> BlockState:
+    """Leaves a block's state where it is."""
+    return state
+
+
+class Run(NamedTuple):
+    """How one block is run.
+
+    Attributes:
+      update: ``(block, state, carry, batch, key) -> (state, carry, metrics)``; see :func:`jaxlocal.block.update`.
+      sync: ``(block, state, next block's state) -> state``.
+      evaluate: ``(block, variables, carry, batch, key) -> (carry, metrics)``.
+      fetch: brings a block's state to where it is computed with; called one block ahead.
+      rest: takes an updated state to where it waits for the next step.
+    """
+
+    update: Callable[[Block, BlockState, Carry, Batch, Key], tuple[BlockState, Carry, Metrics]]
+    sync: Callable[[Block, BlockState, BlockState], BlockState]
+    evaluate: Callable[[Block, Variables, Carry, Batch, Key], tuple[Carry, Metrics]]
+    fetch: Callable[[BlockState], BlockState] = stay
+    rest: Callable[[BlockState], BlockState] = stay
+
+
+class StepKeys(NamedTuple):
+    """Everything random in one step.
+
+    Attributes:
+      prepare: for the preparation of the batch.
+      blocks: for each block, the key of its feed and its own.
+    """
+
+    prepare: Key
+    blocks: tuple[tuple[Key, Key], ...]
+
+
+def step_keys(key: Key, step: Any, num_blocks: int) -> StepKeys:
+    """The keys of step ``step`` of a run whose key is ``key``."""
+    step_key = jax.random.fold_in(key, step)
+    blocks = tuple(_pair(jax.random.fold_in(step_key, i)) for i in range(num_blocks))
+    return StepKeys(jax.random.fold_in(step_key, num_blocks), blocks)
+
+
+def evaluation_keys(key: Key, num_blocks: int) -> StepKeys:
+    """The keys of every evaluation."""
+    return StepKeys(key, tuple(_pair(jax.random.fold_in(key, i)) for i in range(num_blocks)))
+
+
+def _pair(key: Key) -> tuple[Key, Key]:
+    first, second = jax.random.split(key)
+    return first, second
+
+
+def init_state(
+    blocks: Sequence[Block],
+    feed: Feed,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    batch: Batch,
+    rest: Callable[[BlockState], BlockState] = stay,
+) -> TrainState:
+    """Initialises all blocks, unit by unit.
+
+    Args:
+      blocks: from :func:`jaxlocal.block.make_blocks`.
+      feed: of the rule.
+      optimizer: of every block.
+      key: typed PRNG key, ``jax.random.key(seed)``.
+      batch: an example of the right shape; one image will do.
+      rest: as in :class:`Run`.
+    """
+    init_key, train_key = jax.random.split(key)
+    states: list[BlockState] = []
+    carry, before = None, None
+    for i, block in enumerate(blocks):
+        feed_key, block_key = _pair(jax.random.fold_in(init_key, i))
+        carry = feed(i, carry, batch, feed_key, train=False)
+        state, carry = block_lib.init(block, block_key, carry, batch, optimizer)
+        if before is not None:
+            states.append(rest(block_lib.sync(blocks[i - 1], before, state, start=True)))
+        before = state
+    states.append(rest(state))
+    return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))
+
+
+def step_blocks(
+    run: Run, blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, keys: StepKeys
+) -> tuple[TrainState, BlockMetrics]:
+    """One update of all blocks.
+
+    Returns:
+      ``(state after the step, metrics of each block)``.
+    """
+    carry: Carry = None
+    states: list[BlockState] = []
+    metrics: list[Metrics] = []
+    coming: Any = run.fetch(state.blocks[0])
+    for i, block in enumerate(blocks):
+        feed_key, block_key = keys.blocks[i]
+        old, coming = coming, run.fetch(state.blocks[i + 1]) if i + 1 < len(blocks) else None
+        carry = feed(i, carry, batch, feed_key, train=True)
+        new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
+        if block.objective.sync is not no_sync:
+            new = run.sync(block, new, coming)
+        states.append(run.rest(new))
+        metrics.append(block_metrics)
+    return TrainState(state.step + 1, state.key, tuple(states)), tuple(metrics)
+
+
+def evaluate_blocks(
+    run: Run, blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, keys: StepKeys
+) -> BlockMetrics:
+    """Loss and metrics at every exit."""
+    carry: Carry = None
+    metrics: list[Metrics] = []
+    coming: Any = run.fetch(state.blocks[0])
+    for i, block in enumerate(blocks):
+        feed_key, block_key = keys.blocks[i]
+        present, coming = coming, run.fetch(state.blocks[i + 1]) if i + 1 < len(blocks) else None
+        carry = feed(i, carry, batch, feed_key, train=False)
+        carry, block_metrics = run.evaluate(block, present.variables, carry, batch, block_key)
+        metrics.append(block_metrics)
+    return tuple(metrics)

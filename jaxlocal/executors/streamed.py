@@ -1,0 +1,169 @@
+"""One compiled program per block; a block's state may rest in host memory while others run.
+
+Only one block's temporaries exist at a time, whatever the compiler thinks of order, and
+blocks of equal structure are compiled once.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlocal import block as block_lib
+from jaxlocal.block import Block, BlockState
+from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.loop import (
+    Run,
+    StepKeys,
+    evaluate_blocks,
+    evaluation_keys,
+    init_state,
+    stay,
+    step_blocks,
+    step_keys,
+)
+from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
+from jaxlocal.feed import Feed, Prepare
+from jaxlocal.objective import Batch, Carry
+from jaxlocal.variables import Key, nbytes
+
+
+def streamed(
+    blocks: tuple[Block, ...],
+    feed: Feed,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Prepare = as_batch,
+    dtype: Any = jnp.float32,
+    data_axes: Any = None,
+    offload: bool = False,
+) -> Executor:
+    """The executor that compiles each block by itself.
+
+    Args:
+      blocks: from :func:`jaxlocal.block.make_blocks`.
+      feed: of the rule.
+      optimizer: of every block.
+      prepare: makes a batch of a step's data, in a program of its own.
+      dtype: as in :func:`jaxlocal.executors.fused`.
+      data_axes: as in :func:`jaxlocal.executors.fused`.
+      offload: whether a block's parameters, head and optimizer state rest in host memory
+        and are on the device only around the block's turn. The next block's transfer
+        overlaps the present block's computation, so three states at most are on the device.
+    """
+    several = data_axes is not None
+    over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if several else (lambda f, axes=0: f)
+
+    @functools.cache
+    def update(block: Block) -> Any:
+        one = functools.partial(block_lib.update, block, optimizer, dtype=dtype)
+        return jax.jit(over_seeds(one), donate_argnums=0, compiler_options=_options(block))
+
+    @functools.cache
+    def sync(block: Block) -> Any:
+        return jax.jit(over_seeds(functools.partial(block_lib.sync, block)), donate_argnums=0)
+
+    @functools.cache
+    def evaluate_one(block: Block) -> Any:
+        one = functools.partial(block_lib.evaluate, block, dtype=dtype)
+        return jax.jit(over_seeds(one), compiler_options=_options(block))
+
+    run = Run(
+        update=lambda block, *args: update(block)(*args),
+        sync=lambda block, *args: sync(block)(*args),
+        evaluate=lambda block, *args: evaluate_one(block)(*args),
+    )
+    if offload:
+        run = run._replace(fetch=_to_device, rest=_Resting())
+
+    def fed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
+        return over_seeds(functools.partial(feed, index, train=train))(previous, batch, key)
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        return init_state(blocks, feed, optimizer, key, batch, _to_host if offload else stay)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def begin(key: Key, step: Any, data: Any, *, train: bool) -> tuple[Batch, StepKeys]:
+        def one(key: Key, step: Any, data: Any) -> tuple[Batch, StepKeys]:
+            keys = step_keys(key, step, len(blocks)) if train else evaluation_keys(key, len(blocks))
+            return prepare(data, keys.prepare, train=train), keys
+
+        return over_seeds(one, (0, 0, data_axes if train else None))(key, step, data)
+
+    def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
+        batch, keys = begin(state.key, state.step, data, train=True)
+        return step_blocks(run, blocks, fed, state, batch, keys)
+
+    def evaluate(state: TrainState, data: Any) -> BlockMetrics:
+        batch, keys = begin(state.key, state.step, data, train=False)
+        return evaluate_blocks(run, blocks, fed, state, batch, keys)
+
+    def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
+        """The step on abstract values, with every call lowered instead of run."""
+        found: dict[Any, Program] = {}
+
+        def lower(what: str, program: Any, resident: int, *args: Any, **static: Any) -> Any:
+            leaves, structure = jax.tree.flatten(args)
+            same = (program, structure, tuple(map(_aval, leaves)))
+            if same not in found:
+                found[same] = Program(what, 0, program.lower(*args, **static), resident)
+            seen = found[same]
+            found[same] = seen._replace(times=seen.times + 1, resident=max(resident, seen.resident))
+            return seen.lowered.out_info
+
+        sizes = [nbytes(block) for block in state.blocks]
+        # With offload, while a block is at work the one before may be on its way out, and the next one in.
+        here = [sum(sizes[max(0, i - 1) : i + 2]) if offload else sum(sizes) for i in range(len(sizes))]
+        batch, keys = lower("prepare", begin, nbytes(data) + here[0], state.key, state.step, data, train=True)
+        base, turn = nbytes((data, batch)), iter(here)
+
+        def lower_update(block: Block, old: BlockState, carry: Carry, *args: Any) -> Any:
+            return lower("update", update(block), base + next(turn) + nbytes(carry), old, carry, *args)
+
+        def lower_sync(block: Block, *states: BlockState) -> Any:
+            return lower("sync", sync(block), base + max(here), *states)
+
+        def feed_shape(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
+            return jax.eval_shape(functools.partial(fed, index, train=train), previous, batch, key)
+
+        abstract = TrainState(0, state.key, jax.tree.map(_aval, state.blocks))
+        lowering = Run(lower_update, lower_sync, run.evaluate)
+        step_blocks(lowering, blocks, feed_shape, abstract, batch, keys)
+        return tuple(found.values())
+
+    return Executor(jax.vmap(init, (0, None)) if several else init, step, evaluate, programs)
+
+
+def _options(block: Block) -> dict[str, str]:
+    return compiler_options(remat=bool(block.remat))
+
+
+def _to_device(state: BlockState) -> BlockState:
+    return jax.device_put(state, jax.memory.Space.Device)
+
+
+def _to_host(state: BlockState) -> BlockState:
+    return jax.device_put(state, jax.memory.Space.Host)
+
+
+class _Resting:
+    """Takes states to host memory, and waits until the one before has arrived.
+
+    Without the wait the host would run ahead and fetch every block at once.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = ()
+
+    def __call__(self, state: BlockState) -> BlockState:
+        moved = _to_host(state)
+        jax.block_until_ready(self._before)
+        self._before = moved
+        return moved
+
+
+def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
