@@ -216,8 +216,22 @@ def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...] | None:
     if re.fullmatch(r"\d+(,\d+)*", text):
         return tuple(int(cut) for cut in text.split(","))
     raise ValueError(
-        f"{text!r} given; write all, even:K or balanced:K (K blocks), or the first unit of each block, as 1,4,7"
+        f"{text!r} given; write all, even:K or balanced:K (K blocks), auto:SIZE (of memory, as auto:6GiB), "
+        "or the first unit of each block, as 1,4,7"
     )
+
+
+def parse_memory(text: str, field: str) -> int:
+    """Reads ``6GiB``, ``512MiB`` or ``800KiB``: bytes.
+
+    Raises:
+      UserError: if it is none of these, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT])iB", text)
+    size = round(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)) if match else 0
+    if not size:
+        raise UserError(f"{field} {text!r}: write a size above zero in KiB, MiB, GiB or TiB, as 6GiB")
+    return size
 
 
 def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:

@@ -14,13 +14,8 @@ are kept, so that rules and seeds can be added later (seeds trained together are
 """
 
 import json
-import multiprocessing
-import os
 import re
-import signal
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +25,10 @@ from ml_collections import ConfigDict
 
 from experiments import cost
 from experiments.build import Experiment, build, environment
-from experiments.cli import UserError, cache_compilations, config_flag, run
+from experiments.cli import UserError, config_flag, run
 from experiments.cost import Cost
 from experiments.pictures import comparison
+from experiments.planning import settled
 from experiments.record import write_json
 from experiments.registry import parse_calls
 from experiments.summary import Row, summarise, table
@@ -67,21 +63,10 @@ def costs(configs: Mapping[str, ConfigDict], path: Path) -> dict[str, Cost]:
         if known.get(name, {}).get("of") == what:
             continue
         print(f"measuring {name}", flush=True)
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(1, context, initializer=_start_measuring) as pool:
-                measured = pool.submit(cost.measure, config.to_dict()).result()
-        except BrokenProcessPool as error:
-            raise UserError(f"rule {name}: the process that measured it was ended, out of memory perhaps") from error
+        measured = cost.measure_alone(config)
         known[name] = {"of": what, "cost": measured._asdict()}
         write_json(path, known)
     return {name: Cost(**known[name]["cost"]) for name in configs}
-
-
-def _start_measuring() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the parent is on the same device
-    cache_compilations()
 
 
 def relative_speeds(
@@ -127,6 +112,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir is needed: a directory for the run's files")
     if config.seeds != 1:
         raise UserError("give the number of seeds by --seeds, not by --config.seeds")
+    if config.cuts.startswith("auto:") and (_EQUAL_FLOPS.value or _BATCH_SEEDS.value):
+        raise UserError(
+            f"--config.cuts={config.cuts} is for one seed at a time, of rules as they are: leave out "
+            "--equal_flops and --batch_seeds, or give the cuts"
+        )
     workdir = Path(_WORKDIR.value)
     specs = parse_calls(_RULES.value, "rules", config.rule)
     chosen = tuple(specs)
@@ -134,13 +124,16 @@ def main(argv: Sequence[str]) -> int:
     if len(set(where.values())) < len(where):
         raise UserError(f"--rules={_RULES.value}: two of them would have the same directory; write one otherwise")
     specs.setdefault("backprop", {"name": "backprop"})  # what speeds are relative to
-    configs = {name: with_rule(config, spec) for name, spec in specs.items()}
     # What is wrong with any of them is said before the first one is measured or trains.
-    dataset = build(config).dataset
+    configs = {name: settled(with_rule(config, spec), say=print) for name, spec in specs.items() if name in chosen}
+    if "backprop" not in chosen:  # it has no cuts to settle, and need not fit
+        configs["backprop"] = with_rule(config, specs["backprop"])
+        configs["backprop"].cuts = "all"
+    dataset = build(configs["backprop"]).dataset
     experiments = {name: build(changed, dataset) for name, changed in configs.items()}
     if _EQUAL_FLOPS.value:
         configs = {
-            name: with_rule(config, spec)
+            name: with_rule(configs[name], spec)
             for name, spec in widened(config, configs, _EQUAL_FLOPS.value, dataset).items()
         }
         experiments = {name: build(changed, dataset) for name, changed in configs.items()}
@@ -180,7 +173,8 @@ def widened(
     targets = parse_calls(target, "equal_flops", config.rule)
     if len(targets) != 1:
         raise UserError(f"--equal_flops={target}: give one rule")
-    flops = cost.lowered_flops(build(with_rule(config, *targets.values()), dataset), config)
+    wanted = settled(with_rule(config, *targets.values()))
+    flops = cost.lowered_flops(build(wanted, dataset), wanted)
     return {name: cost.widened(changed, flops, dataset) for name, changed in configs.items()}
 
 

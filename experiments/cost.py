@@ -3,8 +3,13 @@
 import ctypes
 import inspect
 import math
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build
-from experiments.cli import UserError
+from experiments.cli import UserError, cache_compilations
 from experiments.registry import RULES
 from jaxlocal import data
 from jaxlocal.executors import Program, TrainState
@@ -64,8 +69,11 @@ def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first
 def of_programs(programs: Sequence[Program], examples: int) -> Cost:
     """Compiles the programs of a step that learns from so many examples, and reads their analyses."""
     flops, temporaries, total = 0.0, 0, 0
-    for program in programs:
-        compiled = program.lowered.compile()
+    on_cpu = jax.default_backend() == "cpu"
+    at_once = min(len(programs), len(os.sched_getaffinity(0))) if on_cpu else 1  # a GPU's compiler times kernels
+    with ThreadPoolExecutor(at_once) as pool:
+        executables = list(pool.map(lambda program: program.lowered.compile(), programs))
+    for program, compiled in zip(programs, executables, strict=True):
         # A GPU's convolutions are calls into a library, which the compiled analysis does not count.
         flops += program.times * _flops(compiled if jax.default_backend() == "cpu" else program.lowered)
         memory: Any = compiled.memory_analysis()
@@ -130,6 +138,7 @@ def measure(config: Mapping[str, Any]) -> Cost:
     experiment = build(config)
     state, first = experiment.init(config), examples(experiment, config)
     cost = of_step(experiment, config, state, first)
+    state, _ = experiment.executor.step(state, first)  # what the first one takes once is not counted
     peaks = []
     for _ in range(3):  # memory that was freed but kept by the allocator hides part of one
         jax.block_until_ready(state)
@@ -138,6 +147,28 @@ def measure(config: Mapping[str, Any]) -> Cost:
         jax.block_until_ready(state)
         peaks.append(None if before is None else _peak() - before)
     return cost._replace(peak=max((peak for peak in peaks if peak is not None), default=None))
+
+
+def measure_alone(config: ConfigDict) -> Cost:
+    """:func:`measure` in a fresh process.
+
+    Raises:
+      UserError: if that process was ended from outside.
+    """
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, context, initializer=_start_measuring) as pool:
+            return pool.submit(measure, config.to_dict()).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"rule {config.rule.name}: the process that measured it was ended, out of memory perhaps"
+        ) from error
+
+
+def _start_measuring() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the parent is on the same device
+    cache_compilations()
 
 
 def speeds(
@@ -151,19 +182,37 @@ def speeds(
       rounds: turns of each.
       least: seconds that a turn lasts at least.
     """
+    took = turns({name: (experiment, config) for name, experiment in experiments.items()}, rounds=rounds, least=least)
+    return {name: config.batch_size * config.seeds / float(np.median(seconds)) for name, seconds in took.items()}
+
+
+def turns(
+    runs: Mapping[str, tuple[Experiment, ConfigDict]], *, rounds: int = 7, least: float = 0.2
+) -> dict[str, list[float]]:
+    """Seconds per step (of one batch) of each run, in each of the rounds in which all take turns.
+
+    Args:
+      runs: experiments and their configs by name, of one data set. Their states are in memory together.
+      rounds: turns of each.
+      least: seconds that a turn lasts at least; it ends with an update, where batches are accumulated.
+    """
     states: dict[str, TrainState] = {}
     steps: dict[str, int] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in experiments}
-    first = examples(next(iter(experiments.values())), config)
-    for name, experiment in experiments.items():
-        states[name], _ = experiment.executor.step(experiment.init(config), first)
-        took, states[name] = _timed(experiment, states[name], first, 1)
-        steps[name] = max(1, math.ceil(least / took))
+    first: dict[str, data.Examples] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    resident = examples(*next(iter(runs.values())))
+    for name, (experiment, config) in runs.items():
+        first[name] = resident._replace(chosen=chosen(experiment, config, 0))
+        states[name] = experiment.init(config)
+        for _ in range(config.accumulate):
+            states[name], _ = experiment.executor.step(states[name], first[name])
+        took, states[name] = _timed(experiment, states[name], first[name], config.accumulate)
+        steps[name] = config.accumulate * max(1, math.ceil(least / took))
     for _ in range(rounds):
-        for name, experiment in experiments.items():
-            took, states[name] = _timed(experiment, states[name], first, steps[name])
+        for name, (experiment, _) in runs.items():
+            took, states[name] = _timed(experiment, states[name], first[name], steps[name])
             seconds[name].append(took / steps[name])
-    return {name: config.batch_size * config.seeds / float(np.median(took)) for name, took in seconds.items()}
+    return seconds
 
 
 def _timed(experiment: Experiment, state: TrainState, first: data.Examples, steps: int) -> tuple[float, TrainState]:

@@ -1,7 +1,9 @@
 """Pictures of runs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -37,5 +39,49 @@ def comparison(rows: Mapping[str, Row], path: Path) -> None:
     curves.legend(fontsize=8, frameon=False)
     for ax in (trade, curves):
         ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+class Point(NamedTuple):
+    """A case of a benchmark.
+
+    Attributes:
+      label: for the legend.
+      x: its memory.
+      y: what memory is traded for.
+      best: whether it is on the frontier.
+    """
+
+    label: str
+    x: float
+    y: float
+    best: bool
+
+
+def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, path: Path) -> None:
+    """A panel for each group of cases: numbered markers, and a line through those on the frontier, which are filled."""
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9 * columns, 5 * rows), layout="constrained", squeeze=False)
+    colours = plt.get_cmap("tab20")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (title, points) in zip(axes.flat, panels.items(), strict=False):
+        best = sorted((point.x, point.y) for point in points if point.best)
+        ax.plot(*zip(*best, strict=True), color="0.6", zorder=0)
+        for i, point in enumerate(points):
+            colour = colours(i % 20)
+            fill = colour if point.best else "white"
+            style = {"marker": "os^Dv"[i // 20 % 5], "markerfacecolor": fill, "linestyle": "none"}
+            ax.plot(point.x, point.y, color=colour, label=f"{i + 1}  {point.label}", **style)
+            ax.annotate(f"{i + 1}", (point.x, point.y), (4, 4), textcoords="offset points", fontsize=8)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log")
+        ax.title.set_fontsize(10)
+        for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            axis(ScalarFormatter())
+        ax.tick_params(axis="x", which="minor", labelsize=7)
+        ax.grid(alpha=0.3, which="both")
+        ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
     plt.close(figure)

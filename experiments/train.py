@@ -16,11 +16,15 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import UserError, config_flag, run
+from experiments.planning import settled
 from experiments.registry import listing
 from experiments.training import train_and_evaluate
 
 _CONFIG = config_flag("What to train: a file of experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Write a trace of a few steps to WORKDIR/profile, for TensorBoard or XProf."
+)
 _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
 
 
@@ -33,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG()
     if not _WORKDIR.value:
         raise UserError("--workdir is needed: a directory for the run's files")
-    results = train_and_evaluate(config, Path(_WORKDIR.value))
+    config = settled(config, Path(_WORKDIR.value), print)
+    results = train_and_evaluate(config, Path(_WORKDIR.value), profile=_PROFILE.value)
     return 128 + results.stopped_by if results.stopped_by else 0
 
 

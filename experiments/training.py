@@ -14,7 +14,7 @@ from experiments import build as building
 from experiments import cost
 from experiments.build import Experiment, build, describe, environment
 from experiments.checkpoint import NOT_EVALUATED, Checkpoints
-from experiments.record import Chrono, Recorder, by_seed, format_blocks, mean, tested
+from experiments.record import Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
 from experiments.workdir import claim
 from jaxlocal.executors import BlockMetrics, TrainState
 
@@ -38,13 +38,16 @@ class Results(NamedTuple):
     stopped_by: signal.Signals | None
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path, experiment: Experiment | None = None) -> Results:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, experiment: Experiment | None = None, *, profile: bool = False
+) -> Results:
     """Trains a config to its end, or on from where ``workdir`` stands.
 
     Args:
       config: as :mod:`experiments.configs` makes them.
       workdir: made if need be; must not hold a run of another config.
       experiment: the config, built, if it was before; its seed may be another.
+      profile: whether to trace a few steps, into ``workdir/profile``.
 
     Raises:
       UserError: if the config, the data set or the workdir cannot be used.
@@ -59,8 +62,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, experiment: Experiment
         if last:
             what = "is finished:" if last == experiment.num_steps else "goes on"
             print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
-        with closing(Recorder(workdir, last, config.seed)) as recorder:
-            seeds = _loop(config, experiment, state, last, recorder, checkpoints, received)
+        with (
+            closing(Recorder(workdir, last, config.seed)) as recorder,
+            closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
+        ):
+            seeds = _loop(config, experiment, state, last, recorder, checkpoints, received, profiler)
     return Results(workdir, recorder.history, about, seeds, received[0] if received else None)
 
 
@@ -72,6 +78,7 @@ def _loop(
     recorder: Recorder,
     checkpoints: Checkpoints,
     received: Sequence[signal.Signals],
+    profiler: Profiler,
 ) -> Sequence[Sequence[Mapping[str, float]]]:
     """Steps, log lines, evaluations and checkpoints, until the end or a signal.
 
@@ -86,6 +93,7 @@ def _loop(
     for step in range(first_step, experiment.num_steps):
         if step == first_step:
             compiled = cost.of_step(experiment, config, state, examples)
+        profiler.before(step, state)
         examples = examples._replace(chosen=cost.chosen(experiment, config, step))
         state, metrics = experiment.executor.step(state, examples)
         done = step + 1

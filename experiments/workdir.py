@@ -11,7 +11,8 @@ from experiments.cli import UserError
 from experiments.record import write_json
 
 _FILE = "config.json"
-_FREE = ("evidence", "data_dir", "eval_batch_size")  # fields that a run's results do not depend on
+_FREE = ("evidence", "data_dir", "eval_batch_size", "executor")  # fields that a run's results do not depend on
+_ADDED = {"executor": "fused"}  # fields that runs of older versions do not have
 
 
 def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
@@ -69,6 +70,7 @@ def _read(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(f"{path} is damaged (no field 'config')")
+    content["config"] = {**_ADDED, **content["config"]}
     return content
 
 

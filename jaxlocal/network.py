@@ -11,7 +11,7 @@ makes the blocks ``[0], [1, 2, 3], [4, 5]``; ``cuts=()`` is one block.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -86,13 +86,24 @@ def cut_balanced(costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
     n = len(costs)
     _check_number(n, num_blocks)
     total = np.concatenate([[0.0], np.cumsum(costs)])
-    best: dict[int, tuple[float, tuple[int, ...]]] = {i: (total[i], ()) for i in range(1, n + 1)}
-    for blocks in range(2, num_blocks + 1):  # best[i]: the dearest of the blocks of the first i units, and their cuts
+    return cheapest_cuts(range(1, n + 1), lambda first, end: float(total[end] - total[first]), num_blocks)
+
+
+def cheapest_cuts(ends: Sequence[int], cost: Callable[[int, int], float], num_blocks: int) -> tuple[int, ...]:
+    """The cuts that make ``num_blocks`` blocks whose dearest one is as cheap as possible.
+
+    Args:
+      ends: where a block may end, in order; the last one is the number of units.
+      cost: ``(first unit, end) -> cost`` of a block; more units do not cost less.
+      num_blocks: K, from 1 to the number of ends.
+    """
+    best: dict[int, tuple[float, tuple[int, ...]]] = {end: (cost(0, end), ()) for end in ends}
+    for blocks in range(1, num_blocks):  # best[end]: the dearest of the blocks up to there, and their cuts
         best = {
-            i: min((max(best[cut][0], total[i] - total[cut]), (*best[cut][1], cut)) for cut in range(blocks - 1, i))
-            for i in range(blocks, n + 1)
+            end: min((max(best[cut][0], cost(cut, end)), (*best[cut][1], cut)) for cut in ends[blocks - 1 : i])
+            for i, end in enumerate(ends[blocks:], blocks)
         }
-    return best[n][1]
+    return best[ends[-1]][1]
 
 
 def _check_number(num_units: int, num_blocks: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.checkpoint import Checkpoints
-from jaxlocal import rules
+from jaxlocal import rules, streamed
 from jaxlocal.executors.fused import train_step
 from jaxlocal.rules.man import EMA
 from jaxlocal.variables import size
@@ -47,6 +47,24 @@ def test_loss_of_every_block_falls(name):
         state, last = t.executor.step(state, t.batch)
     for before, after in zip(first, last, strict=True):
         assert after["loss"] < 0.9 * before["loss"]
+
+
+@rows
+def test_executors_agree(name):
+    """Two steps and an evaluation: all blocks in one program, one program each, and with states in host memory."""
+    t = toy.make(ROWS[name][0])
+    one_image = jax.tree.map(lambda x: x[:1], t.batch)
+    results = []
+    for offload in (None, False, True):
+        executor = t.executor if offload is None else streamed(t.blocks, t.feed, toy.OPTIMIZER, offload=offload)
+        state = executor.init(jax.random.key(0), one_image)
+        for _ in range(2):
+            state, metrics = executor.step(state, t.batch)
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.blocks)}
+        assert kinds == ({"pinned_host"} if offload else {"device"})
+        results.append((state.blocks, metrics, executor.evaluate(state, t.batch)))
+    for other in results[1:]:
+        chex.assert_trees_all_close(other, results[0], rtol=1e-5, atol=1e-6)
 
 
 @rows

@@ -177,10 +177,10 @@ def test_bad_comparisons_get_one_line(tmp_path, flags, words):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dgl(", "write rules as calls"),
-        ("dgl,dgl", "name each rule once"),
-        ("dgl(1)", "write rules as calls"),
-        ("dgl(name='greedy')", "write rules as calls"),
+        ("dgl(", "write calls"),
+        ("dgl,dgl", "name each once"),
+        ("dgl(1)", "write calls"),
+        ("dgl(name='greedy')", "write calls"),
         ("man", r"write man\(dgl\)"),
         ("man(dgl, decay=2.0)", "decay 2.0"),
         ("man(man(dgl))", "man goes around"),
@@ -198,7 +198,9 @@ def test_bad_rules_get_one_line(text, message):
 
 def test_rules_are_written_as_calls():
     own = {"name": "auglocal", "depth": 3}
-    assert registry.parse_calls("auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", "rules", own) == {
+    assert registry.parse_calls(
+        "auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", "rules", own
+    ) == {
         "auglocal": own,
         "man(infopro(contrast=True), decay=0.9)": {
             "name": "man",

@@ -11,7 +11,7 @@ def digits() -> ConfigDict:
             "data_dir": "",  # TFDS directory; "" for TFDS's default
             "eval_examples": 0,  # test examples to evaluate; 0 for all
             "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
-            "cuts": "all",  # all, even:K, balanced:K, or the first unit of each block, as 1,4,7
+            "cuts": "all",  # all, even:K, balanced:K, auto:SIZE, or the first unit of each block, as 1,4,7
             "rule": {"name": "backprop"},
             "label_smoothing": 0.0,
             "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
@@ -59,10 +59,10 @@ def stl10() -> ConfigDict:
     return config
 
 
-def noise(side: int, classes: int) -> ConfigDict:
+def noise(side: int, classes: int, examples: int = 1024) -> ConfigDict:
     """A few steps on random images: to measure memory and speed at any size, not to learn."""
     config = cifar10()
-    config.dataset = f"random_{side}_{classes}"
+    config.dataset = f"random_{side}_{classes}_{examples}"
     config.schedule = "constant"
     config.learning_rate = 0.05
     config.batch_size = 128

@@ -53,7 +53,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Loads a data set.
 
     Args:
-      name: one of :data:`NAMES`, or ``random_SIDE_CLASSES``: 1024 examples of noise of that size.
+      name: one of :data:`NAMES`, or ``random_SIDE_CLASSES_EXAMPLES``: noise of that size.
       data_dir: TFDS directory; None for TFDS's own default (``$TFDS_DATA_DIR``, else
         ``~/tensorflow_datasets``). Not used by ``digits``.
 
@@ -67,22 +67,22 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         return _from_tfds(name, data_dir)
     if name.startswith("random_"):
         return _random(name)
-    raise ValueError(f"unknown data set {name!r}: known are {', '.join(NAMES)}, random_SIDE_CLASSES")
+    raise ValueError(f"unknown data set {name!r}: known are {', '.join(NAMES)}, random_SIDE_CLASSES_EXAMPLES")
 
 
 def _random(name: str) -> Dataset:
-    """Noise, to measure memory and speed at any size: ``random_224_1000`` has images of 224x224 of 1000 classes."""
-    match = re.fullmatch(r"random_([1-9]\d*)_([1-9]\d*)", name)
+    """Noise, to measure memory and speed at any size: ``random_224_1000_512``: 512 images of 224x224, 1000 classes."""
+    match = re.fullmatch(r"random_([1-9]\d*)_([1-9]\d*)_([1-9]\d*)", name)
     if not match:
-        raise ValueError(f"data set {name!r}: write random_SIDE_CLASSES, as random_224_1000")
-    side, classes = int(match[1]), int(match[2])
+        raise ValueError(f"data set {name!r}: write random_SIDE_CLASSES_EXAMPLES, as random_224_1000_512")
+    side, classes, examples = map(int, match.groups())
     rng = np.random.default_rng(0)
 
     def split(n: int) -> Split:
         image = np.frombuffer(rng.bytes(n * side * side * 3), np.uint8).reshape(n, side, side, 3)
         return Split(image, rng.integers(0, classes, n, dtype=np.int32))
 
-    return Dataset(name, classes, split(1024), split(128))
+    return Dataset(name, classes, split(examples), split(128))
 
 
 def _digits() -> Dataset:

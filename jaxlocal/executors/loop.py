@@ -31,8 +31,9 @@ class Run(NamedTuple):
       update: ``(block, state, carry, batch, key) -> (state, carry, metrics)``; see :func:`jaxlocal.block.update`.
       sync: ``(block, state, next block's state) -> state``.
       evaluate: ``(block, variables, carry, batch, key) -> (carry, metrics)``.
-      fetch: brings a block's state to where it is computed with; called one block ahead.
+      fetch: brings a block's state to where it is computed with; called while the block before is at work.
       rest: takes an updated state to where it waits for the next step.
+      pace: is given what each block leaves, and may wait for the one before.
     """
 
     update: Callable[[Block, BlockState, Carry, Batch, Key], tuple[BlockState, Carry, Metrics]]
@@ -40,18 +41,19 @@ class Run(NamedTuple):
     evaluate: Callable[[Block, Variables, Carry, Batch, Key], tuple[Carry, Metrics]]
     fetch: Callable[[BlockState], BlockState] = stay
     rest: Callable[[BlockState], BlockState] = stay
+    pace: Callable[[Any], None] = lambda left: None
 
 
 class StepKeys(NamedTuple):
-    """Everything random in one step.
+    """Everything random in one step; abstract values too.
 
     Attributes:
       prepare: for the preparation of the batch.
       blocks: for each block, the key of its feed and its own.
     """
 
-    prepare: Key
-    blocks: tuple[tuple[Key, Key], ...]
+    prepare: Any
+    blocks: Any
 
 
 def step_keys(key: Key, step: Any, num_blocks: int) -> StepKeys:
@@ -105,11 +107,11 @@ def init_state(
 
 def step_blocks(
     run: Run, blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, keys: StepKeys
-) -> tuple[TrainState, BlockMetrics]:
+) -> tuple[TrainState, Any]:
     """One update of all blocks.
 
     Returns:
-      ``(state after the step, metrics of each block)``.
+      ``(state after the step, metrics of each block)``; shapes where ``run`` only finds shapes.
     """
     carry: Carry = None
     states: list[BlockState] = []
@@ -124,6 +126,7 @@ def step_blocks(
             new = run.sync(block, new, coming)
         states.append(run.rest(new))
         metrics.append(block_metrics)
+        run.pace(states[-1])
     return TrainState(state.step + 1, state.key, tuple(states)), tuple(metrics)
 
 
@@ -140,4 +143,5 @@ def evaluate_blocks(
         carry = feed(i, carry, batch, feed_key, train=False)
         carry, block_metrics = run.evaluate(block, present.variables, carry, batch, block_key)
         metrics.append(block_metrics)
+        run.pace(block_metrics)
     return tuple(metrics)

@@ -5,7 +5,7 @@ blocks of equal structure are compiled once.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,8 @@ def streamed(
       offload: whether a block's parameters, head and optimizer state rest in host memory
         and are on the device only around the block's turn. The next block's transfer
         overlaps the present block's computation, so three states at most are on the device.
+        Old states are not donated in host memory: it holds two of each during a step. Several
+        seeds are initialised on the device.
     """
     several = data_axes is not None
     over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if several else (lambda f, axes=0: f)
@@ -77,13 +79,17 @@ def streamed(
         evaluate=lambda block, *args: evaluate_one(block)(*args),
     )
     if offload:
-        run = run._replace(fetch=_to_device, rest=_Resting())
+        run = run._replace(fetch=_to_device, rest=_to_host, pace=_Pace())
 
     def fed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         return over_seeds(functools.partial(feed, index, train=train))(previous, batch, key)
 
     def init(key: Key, batch: Batch) -> TrainState:
-        return init_state(blocks, feed, optimizer, key, batch, _to_host if offload else stay)
+        rest = _to_host if offload else stay
+        if not several:
+            return init_state(blocks, feed, optimizer, key, batch, rest)
+        state = jax.vmap(lambda key: init_state(blocks, feed, optimizer, key, batch))(key)
+        return TrainState(state.step, state.key, tuple(map(rest, state.blocks)))
 
     @functools.partial(jax.jit, static_argnames="train")
     def begin(key: Key, step: Any, data: Any, *, train: bool) -> tuple[Batch, StepKeys]:
@@ -115,8 +121,7 @@ def streamed(
             return seen.lowered.out_info
 
         sizes = [nbytes(block) for block in state.blocks]
-        # With offload, while a block is at work the one before may be on its way out, and the next one in.
-        here = [sum(sizes[max(0, i - 1) : i + 2]) if offload else sum(sizes) for i in range(len(sizes))]
+        here = [_window(sizes, i) if offload else sum(sizes) for i in range(len(sizes))]
         batch, keys = lower("prepare", begin, nbytes(data) + here[0], state.key, state.step, data, train=True)
         base, turn = nbytes((data, batch)), iter(here)
 
@@ -126,7 +131,7 @@ def streamed(
         def lower_sync(block: Block, *states: BlockState) -> Any:
             return lower("sync", sync(block), base + max(here), *states)
 
-        def feed_shape(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
+        def feed_shape(index: int, previous: Carry, batch: Batch, key: Any, *, train: bool) -> Carry:
             return jax.eval_shape(functools.partial(fed, index, train=train), previous, batch, key)
 
         abstract = TrainState(0, state.key, jax.tree.map(_aval, state.blocks))
@@ -134,23 +139,30 @@ def streamed(
         step_blocks(lowering, blocks, feed_shape, abstract, batch, keys)
         return tuple(found.values())
 
-    return Executor(jax.vmap(init, (0, None)) if several else init, step, evaluate, programs)
+    return Executor(init, step, evaluate, programs)
 
 
 def _options(block: Block) -> dict[str, str]:
-    return compiler_options(remat=bool(block.remat))
+    return compiler_options(remat=block.remat is not None)
 
 
 def _to_device(state: BlockState) -> BlockState:
-    return jax.device_put(state, jax.memory.Space.Device)
+    return _move(state, "device")
 
 
 def _to_host(state: BlockState) -> BlockState:
-    return jax.device_put(state, jax.memory.Space.Host)
+    return _move(state, "pinned_host")
 
 
-class _Resting:
-    """Takes states to host memory, and waits until the one before has arrived.
+def _move(state: BlockState, memory_kind: str) -> BlockState:
+    """Starts the transfer: a plain copy between memories, which runs beside what the device computes."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):  # shapes have no place
+        return state
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding.with_memory_kind(memory_kind), state))
+
+
+class _Pace:
+    """Waits until what the block before left is there.
 
     Without the wait the host would run ahead and fetch every block at once.
     """
@@ -158,11 +170,15 @@ class _Resting:
     def __init__(self) -> None:
         self._before: Any = ()
 
-    def __call__(self, state: BlockState) -> BlockState:
-        moved = _to_host(state)
+    def __call__(self, left: Any) -> None:
         jax.block_until_ready(self._before)
-        self._before = moved
-        return moved
+        self._before = left
+
+
+def _window(sizes: Sequence[int], i: int) -> int:
+    """Most bytes of states on the device while block i is at work: three in a row, around it or from it on."""
+    k = len(sizes)
+    return max(sum(sizes[j % k] for j in range(start, start + min(3, k))) for start in (i - 1, i))
 
 
 def _aval(leaf: Any) -> jax.ShapeDtypeStruct:

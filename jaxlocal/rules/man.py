@@ -10,8 +10,7 @@ where LB, the learnable bias, and EMA are both copies of the next block's first 
 unit further on. The average takes no gradient, but lets the gradient through to the block.
 
 References:
-  Su, Cai, Zhu, Xu, Xu, Si. Momentum Auxiliary Network for Supervised Local Learning.
-  ECCV 2024. arXiv 2407.05623. With a learnable scale: MAN++, arXiv 2507.16279.
+  Su et al. Momentum Auxiliary Network for Supervised Local Learning. ECCV 2024. arXiv 2407.05623; MAN++, 2507.16279.
 """
 
 from typing import Any
@@ -66,13 +65,13 @@ def follow(decay: float, start_from_peer: bool) -> Sync:
     average = optax.ema(decay, debias=False)
 
     def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
+        following = peer["unit_0"]
         if start and not start_from_peer:
             return variables
-        following = peer["unit_0"]
         if start:
             new = jax.tree.map(jnp.copy, following)  # a step donates the parameters themselves
         else:
-            old = optax.EmaState(count=jnp.zeros((), jnp.int32), ema=variables[EMA]["average"])
+            old = optax.EmaState(jnp.zeros((), jnp.int32), variables[EMA]["average"])
             new = average.update(following, old)[1].ema
         return {**variables, EMA: {"average": new}}
 

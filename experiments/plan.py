@@ -1,0 +1,189 @@
+r"""Finds the cuts, the executor and the batch size whose step fits a memory budget, without training.
+
+.. code-block:: shell
+
+    python -m experiments.plan --model='resnet(depth=110)' --rule=dgl --batch_size=1024 --memory=6GiB
+    python -m experiments.plan --config=experiments/configs/auglocal_digits.py --memory=20MiB
+
+Every figure is the compiler's own, of the programs that training will run. The fewest blocks that are found
+to fit are chosen, as few cuts cost least in accuracy and computation. ``--config.cuts=auto:6GiB`` does the
+same at the start of a training run. Without a config, images are noise; ``--examples`` says how many of
+them are on the device.
+"""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.build import DTYPES, EXECUTORS, build, parse_memory
+from experiments.cli import UserError, config_flag, one_of, run
+from experiments.configs import common
+from experiments.cost import MIB
+from experiments.planning import (
+    DoesNotFitError,
+    Measured,
+    UnitCost,
+    called,
+    in_one_block,
+    measure,
+    search,
+    unit_costs,
+)
+from experiments.registry import parse_calls
+from experiments.summary import aligned
+from jaxlocal.data import Dataset, Split
+
+_CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
+_MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
+_RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)
+_MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB.")
+_EXECUTORS = flags.DEFINE_list("executor", list(EXECUTORS), "Those that may be used, cheapest first.")
+_DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Of the computation.")
+_IMAGE = flags.DEFINE_integer("image", 32, "Without a config: side of the images.", lower_bound=1)
+_CLASSES = flags.DEFINE_integer("classes", 10, "Without a config: number of classes.", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("examples", 1024, "Without a config: training examples.", lower_bound=1)
+
+
+def config_and_data() -> tuple[ConfigDict, Dataset]:
+    """What the flags say.
+
+    Raises:
+      UserError: if they do not say enough, or anything that they say is wrong.
+    """
+    given = flags.FLAGS["config"].value is not None
+    if given and _MODEL.value:
+        raise UserError("--model beside --config: change the config's model by --config.model.depth=110 and the like")
+    if not given and not (_MODEL.value and _RULE.value):
+        raise UserError("--model and --rule are needed, as --model='resnet(depth=32)' --rule=dgl; or --config")
+    config = _CONFIG() if given else common.noise(_IMAGE.value, _CLASSES.value)
+    for field, text in (("model", _MODEL.value), ("rule", _RULE.value)):
+        if text:
+            calls = list(parse_calls(text, field, config[field]).values())
+            if len(calls) != 1:
+                raise UserError(f"--{field}={text}: give one")
+            config[field] = ConfigDict(calls[0])
+    config.batch_size = _BATCH_SIZE.value or config.batch_size
+    config.dtype = _DTYPE.value or config.dtype
+    dataset = None
+    if not given:
+        n, side = max(_EXAMPLES.value, config.batch_size), _IMAGE.value
+        config.duration = f"{config.batch_size} steps"  # as many batches as one may be split into
+        zero = np.zeros((), np.uint8), np.zeros((), np.int32)  # of any size, without memory
+        split = Split(np.broadcast_to(zero[0], (n, side, side, 3)), np.broadcast_to(zero[1], n))
+        dataset = Dataset(config.dataset, _CLASSES.value, split, split)
+    return config, build(in_one_block(config), dataset).dataset
+
+
+def without_rule(config: ConfigDict, dataset: Dataset) -> dict[str, Measured]:
+    """What takes the same batch without local learning; backprop last."""
+    return {rule: measure(in_one_block(config, rule), dataset) for rule in ("remat(backprop)", "backprop")}
+
+
+def table_of_units(units: Sequence[UnitCost]) -> str:
+    """Every unit as a block of its own."""
+    rows = [("unit", "kind", "output", "temporaries MiB", "MFLOP / example", "in its head")]
+    for i, unit in enumerate(units):
+        numbers = (f"{unit.temporaries / MIB:,.1f}", f"{unit.unit / 1e6:,.1f}", f"{unit.head / 1e6:,.1f}")
+        rows.append((str(i), unit.kind, "x".join(map(str, unit.output)), *numbers))
+    return aligned(rows)
+
+
+def table_of_steps(steps: dict[str, Measured]) -> str:
+    """Memory and computation of a step; the last one is backprop's."""
+    rows: list[Sequence[str]] = [
+        ("step", "peak MiB", "data", "state, batch", "largest program", "MFLOP / example", "÷ backprop's")
+    ]
+    *_, base = steps.values()
+    for name, step in steps.items():
+        resident = step.largest.resident
+        parts = (step.cost.total, step.data, resident - step.data, step.cost.total - resident)
+        flops = (f"{step.cost.flops / 1e6:,.1f}", f"{step.cost.flops / base.cost.flops:.2f}")
+        rows.append((name, *(f"{part / MIB:,.1f}" for part in parts), *flops))
+    return aligned(rows)
+
+
+def verdict(step: Measured, others: dict[str, Measured], budget: int) -> str:
+    """What fits without cuts, if anything does."""
+    fitting = [name for name, other in others.items() if other.cost.total <= budget]
+    cheaper = [name for name in fitting if others[name].cost.flops <= step.cost.flops]
+    batch = f"at batch size {step.config.batch_size}"
+    if cheaper:
+        return f"nothing is gained by cuts {batch}: {' and '.join(cheaper)} already fits, without more computation"
+    if fitting:
+        return f"{' and '.join(fitting)} fits as well {batch}, with more computation"
+    return f"neither backprop nor remat(backprop) fits {batch}"
+
+
+def command(plan: Measured) -> str:
+    """Trains with the plan; without a config, measures its memory and speed."""
+    config = plan.config
+    flag: Any = flags.FLAGS["config"]
+    if flag.value is None:
+        program = "speed"
+        options = {"models": _MODEL.value, "rules": _RULE.value, "cuts": config.cuts, "executors": config.executor}
+        options |= {"batch_sizes": config.batch_size, "dtypes": config.dtype}
+        options |= {"image": _IMAGE.value, "classes": _CLASSES.value}
+    else:
+        program = "compare" if _RULE.value else "train"
+        found = {field: config[field] for field in ("cuts", "executor", "batch_size", "accumulate", "dtype")}
+        options = {f"config.{field}": value for field, value in (flag.override_values | found).items()}
+        options = {"config": flag.config_filename, **options, **({"rules": _RULE.value} if _RULE.value else {})}
+    words = (f"--{name}={value}" for name, value in (options | {"workdir": "DIR"}).items())
+    return f"python -m experiments.{program} {' '.join(map(shlex.quote, words))}"
+
+
+def smaller_batch(config: ConfigDict, dataset: Dataset, budget: int, error: DoesNotFitError) -> Measured:
+    """The plan of the largest batch size that fits, halving it; as many more batches make an update.
+
+    Raises:
+      UserError: if none does.
+    """
+    while True:
+        least = error.least
+        fixed = least.data + (0 if least.config.executor == "streamed+offload" else least.state)
+        goal = config.batch_size * (budget - fixed) / max(1, least.cost.total - fixed)  # the rest grows with the batch
+        while config.batch_size > max(1, goal) or config.batch_size == least.config.batch_size:
+            if config.batch_size % 2:
+                raise UserError(f"{error}; no half of it fits either") from error
+            config.batch_size, config.accumulate = config.batch_size // 2, config.accumulate * 2
+        try:
+            return search(config, dataset, budget, _EXECUTORS.value, _say)
+        except DoesNotFitError as again:
+            error = again
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the units, the plan, what others take, and the command."""
+    del argv
+    if not _MEMORY.value:
+        raise UserError("--memory is needed: the budget, as --memory=6GiB")
+    budget = parse_memory(_MEMORY.value, "--memory")
+    executors = [one_of("executor", name, tuple(EXECUTORS)) for name in _EXECUTORS.value or [""]]
+    config, dataset = config_and_data()
+    _say(f"{table_of_units(unit_costs(config, dataset))}\n")
+    try:
+        plan = search(config, dataset, budget, executors, _say)
+    except DoesNotFitError as error:
+        _say(f"{error}\n{verdict(error.least, without_rule(config, dataset), budget)}")
+        plan = smaller_batch(config.copy_and_resolve_references(), dataset, budget, error)
+    config, rule = plan.config, called(plan.config.rule)
+    others = without_rule(config, dataset)
+    _say(
+        f"\n{rule} fits {budget / MIB:,.1f} MiB at batch size {config.batch_size}, accumulate {config.accumulate}, in "
+        f"{plan.blocks} by {config.executor}: --config.cuts={config.cuts}, rule keeps {list(plan.cuts)}\n\n"
+        f"{table_of_steps({f'{rule}, {plan.blocks}, {config.executor}': plan, **others})}\n\n"
+        f"{verdict(plan, others, budget)}\n\n{command(plan)}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

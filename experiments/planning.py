@@ -1,0 +1,326 @@
+"""Cuts that fit a memory budget: candidates are built and compiled as in training, until one fits."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from experiments.build import DTYPES, build, parse_memory
+from experiments.cli import UserError, user_input
+from experiments.cost import MIB, Cost, of_programs
+from experiments.registry import MODELS, make, make_rule, parse_calls
+from experiments.workdir import load_config
+from jaxlocal import data, losses
+from jaxlocal.block import Block
+from jaxlocal.executors import Program, streamed
+from jaxlocal.feed import chain
+from jaxlocal.heads import Classifier
+from jaxlocal.network import Network, cheapest_cuts, cut_everywhere
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync, readout
+from jaxlocal.variables import Key, Variables, nbytes
+
+
+class Measured(NamedTuple):
+    """A config, and what its step takes.
+
+    Attributes:
+      config: with its cuts and executor.
+      cuts: that the rule left of them.
+      cost: of the step's own programs, compiled.
+      largest: the program at whose run most memory is taken.
+      data: bytes of the training split.
+      state: bytes of all blocks.
+    """
+
+    config: ConfigDict
+    cuts: tuple[int, ...]
+    cost: Cost
+    largest: Program
+    data: int
+    state: int
+
+    @property
+    def blocks(self) -> str:
+        """How many there are, in words."""
+        return f"{len(self.cuts) + 1} block{'s' if self.cuts else ''}"
+
+
+class DoesNotFitError(UserError):
+    """No cuts make the step fit the budget.
+
+    Attributes:
+      least: the smallest step that was found.
+    """
+
+    def __init__(self, least: Measured, budget: int) -> None:
+        self.least = least
+        config = least.config
+        super().__init__(
+            f"no cuts make {called(config.rule)} fit {budget / MIB:,.1f} MiB at batch size {config.batch_size}: the "
+            f"smallest step found takes {least.cost.total / MIB:,.1f} MiB, in {least.blocks} by "
+            f"{config.executor}; remat may take less, and so does a smaller batch with accumulate"
+        )
+
+
+class UnitCost(NamedTuple):
+    """A unit as a block of its own, with its head.
+
+    Attributes:
+      kind: the unit's type.
+      output: its shape, without the batch.
+      temporaries: bytes.
+      unit: floating-point operations per example, of the update without the head.
+      head: likewise, of the head.
+    """
+
+    kind: str
+    output: tuple[int, ...]
+    temporaries: int
+    unit: float
+    head: float
+
+
+class Cutter:
+    """The cuts to give to a rule, so that so many balanced blocks are left.
+
+    Of cuts everywhere a rule keeps the first so many and drops the tail: none (DGL), the last few
+    (AugLocal), or all (backprop). The tail is given after the cuts that are wanted.
+
+    A block is reckoned to take what its dearest unit does, and a share of what the others do: what a unit
+    alone takes is more than it adds to a block. The share follows from what was measured last.
+    """
+
+    def __init__(self, config: ConfigDict, num_classes: int) -> None:
+        self.units = make("model", MODELS, config.model)
+        self._rule = make_rule(config.rule, losses.cross_entropy)
+        self._num_classes = num_classes
+        everywhere = cut_everywhere(self.units)
+        with user_input("cuts and rule"):
+            kept, local_rule = self._rule(Network(self.units, everywhere), num_classes)
+        self.most = len(kept.cuts) + 1
+        if kept.cuts != everywhere[: self.most - 1]:
+            raise UserError(f"rule {config.rule.name} moves the cuts: no plan can be made, give the cuts yourself")
+        self.tail = everywhere[self.most - 1 :]
+        self.fewest = next((k for k in range(1, self.most) if self._keeps(everywhere[: k - 1])), self.most)
+        self.remat = local_rule.remat
+        self.heads = (*local_rule.objectives[:-1], *[readout(Classifier(num_classes))] * (len(self.tail) + 1))
+        self._costs: Sequence[float] = [1.0] * len(self.units)
+        self._share = 1.0
+
+    def cut(self, costs: Sequence[float], num_blocks: int) -> tuple[int, ...]:
+        """The cuts to give for ``num_blocks`` blocks, the dearest as cheap as possible.
+
+        Raises:
+          UserError: if the rule does not keep those of them that it should.
+        """
+        self._costs = costs
+        ends = (*range(1, self.most), len(costs))  # the tail goes with the last block
+        wanted = cheapest_cuts(ends, self._cost, num_blocks)
+        if not self._keeps(wanted):
+            raise UserError(f"no cuts were found of which the rule keeps {wanted}: give the cuts yourself")
+        return (*wanted, *self.tail)
+
+    def correct(self, cuts: Sequence[int], measured: float) -> None:
+        """Learns what the dearest block between these cuts takes."""
+        blocks = [self._costs[a:b] for a, b in pairwise((0, *cuts, len(self._costs)))]
+        shares = [(measured - max(block)) / (sum(block) - max(block)) for block in blocks if sum(block) > max(block)]
+        self._share = min(1.0, max(0.0, min(shares, default=1.0)))
+
+    def _cost(self, first: int, end: int) -> float:
+        dearest, together = max(self._costs[first:end]), sum(self._costs[first:end])
+        return dearest + self._share * (together - dearest)
+
+    def _keeps(self, wanted: tuple[int, ...]) -> bool:
+        try:
+            kept, _ = self._rule(Network(self.units, (*wanted, *self.tail)), self._num_classes)
+        except ValueError:
+            return False
+        return kept.cuts == wanted
+
+
+def search(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    budget: int,
+    executors: Sequence[str],
+    say: Callable[[str], None] = lambda _: None,
+) -> Measured:
+    """The fewest blocks whose step fits; of as many, the first executor's.
+
+    Args:
+      config: whose cuts and executor are to be found.
+      dataset: the one that the config names.
+      budget: bytes on the device.
+      executors: that may be used, cheapest first.
+      say: is told of each candidate.
+
+    Raises:
+      DoesNotFitError: if none fits.
+    """
+    cutter = Cutter(config, dataset.num_classes)
+    costs = [unit.temporaries for unit in unit_costs(config, dataset)]
+    smallest: list[Measured] = []
+
+    ratio = 0.7  # of the temporaries under the second executor to those under the first, until it is known
+
+    def best(num_blocks: int) -> Measured:
+        """With so many blocks, the first executor that fits, else the one of least memory."""
+        nonlocal ratio
+        cuts, found = cutter.cut(costs, num_blocks), []
+        for executor in executors:
+            found.append(measure(changed(config, written(cuts), executor), dataset))
+            say(f"{found[-1].blocks}, {executor}: {_total(found[-1]) / MIB:,.1f} MiB")
+            first = found[0]  # the least that another could take: no state, and its share of the temporaries
+            least = _total(first) - first.state - (1 - ratio) * first.cost.temporaries
+            if _total(found[-1]) <= budget or least > budget:
+                break
+        if len(found) > 1:
+            ratio = min(1.0, found[1].cost.temporaries / found[0].cost.temporaries)
+        cutter.correct(found[0].cuts, found[0].cost.temporaries)
+        smallest.append(min(found, key=_total))
+        return smallest[-1]
+
+    fails, num_blocks, before = cutter.fewest - 1, cutter.fewest, math.inf
+    while (total := _total(fitting := best(num_blocks))) > budget:
+        if num_blocks == cutter.most:
+            raise DoesNotFitError(min(smallest, key=_total), budget)
+        more = math.ceil(num_blocks * total / budget) if total < before else cutter.most  # more help no more: the end
+        fails, num_blocks, before = num_blocks, min(cutter.most, max(num_blocks + 1, more)), total
+    while num_blocks - fails > 1:
+        middle = (fails + num_blocks) // 2
+        if _total(candidate := best(middle)) <= budget:
+            num_blocks, fitting = middle, candidate
+        else:
+            fails = middle
+    return fitting
+
+
+def settled(
+    config: ConfigDict, workdir: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> ConfigDict:
+    """The config itself; or, if its cuts are ``auto:SIZE``, with the fewest that fit.
+
+    So ``build``, and what a run records, know definite cuts alone.
+
+    Args:
+      config: as :mod:`experiments.configs` makes them.
+      workdir: if it holds a run already, that run's cuts are taken.
+      say: is told of each candidate.
+
+    Raises:
+      UserError: if anything in the config is wrong, or no cuts fit.
+    """
+    if not str(config.get("cuts", "")).startswith("auto:"):
+        return config
+    budget = parse_memory(config.cuts.removeprefix("auto:"), "cuts=auto:")
+    if workdir and (workdir / "config.json").exists():
+        return changed(config, load_config(workdir).cuts, config.executor)
+    return search(config, build(in_one_block(config), None).dataset, budget, (config.executor,), say).config
+
+
+def in_one_block(config: ConfigDict, rule: str = "backprop") -> ConfigDict:
+    """The same config under a rule that has one block."""
+    other = changed(config, "even:1", "fused")
+    other.rule = ConfigDict(parse_calls(rule, "rule")[rule])
+    return other
+
+
+def called(rule: ConfigDict) -> str:
+    """A rule's name, and those of the rules in it: ``remat(auglocal)``."""
+    return f"{rule.name}({called(rule.rule)})" if "rule" in rule else rule.name
+
+
+def changed(config: ConfigDict, cuts: str, executor: str) -> ConfigDict:
+    """A copy with other cuts and executor."""
+    copy = config.copy_and_resolve_references()
+    copy.cuts, copy.executor = cuts, executor
+    return copy
+
+
+def written(cuts: Sequence[int]) -> str:
+    """Cuts as a config has them."""
+    return ",".join(map(str, cuts)) or "even:1"
+
+
+def measure(config: ConfigDict, dataset: data.Dataset) -> Measured:
+    """Compiles the programs of a config's step, from abstract values alone."""
+    experiment = build(config, dataset)
+    state = jax.eval_shape(lambda: experiment.init(config))
+    batch = (config.batch_size,) if config.seeds == 1 else (config.seeds, config.batch_size)
+    image, label = map(_abstract, dataset.train)
+    chosen: Any = jax.ShapeDtypeStruct(batch, jnp.int32)
+    programs = experiment.executor.programs(state, data.Examples(image, label, chosen))
+    costs = [_compiled(program) for program in programs]
+    totals = [program.resident + cost.total for program, cost in zip(programs, costs, strict=True)]
+    flops = sum(program.times * cost.flops for program, cost in zip(programs, costs, strict=True))
+    return Measured(
+        config=config,
+        cuts=experiment.network.cuts,
+        cost=Cost(flops / math.prod(batch), max(cost.temporaries for cost in costs), max(totals)),
+        largest=programs[totals.index(max(totals))],
+        data=nbytes((image, label)),
+        state=nbytes(state.blocks),
+    )
+
+
+def unit_costs(config: ConfigDict, dataset: data.Dataset) -> tuple[UnitCost, ...]:
+    """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head."""
+    cutter = Cutter(config, dataset.num_classes)
+    b, dtype = config.batch_size, DTYPES[config.dtype]
+    image = jax.ShapeDtypeStruct((b, *dataset.train.image.shape[1:]), jnp.float32)
+    label, carry = jax.ShapeDtypeStruct((b,), jnp.int32), image
+    found: list[UnitCost] = []
+    known: dict[Any, tuple[UnitCost, Carry]] = {}  # by structure: what it costs, and its output
+
+    def alone(block: Block, carry: Carry) -> Program:
+        batch: Any = Batch(carry, label, image)  # type: ignore[arg-type]
+        executor = streamed((block,), chain(), _OPTIMIZER, dtype=dtype)
+        return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), batch), batch)[-1]
+
+    for unit, head in zip(cutter.units, cutter.heads, strict=True):
+        block = Block((unit,), head._replace(sync=no_sync), cutter.remat)
+        same = (block, carry.shape, carry.dtype)
+        if same not in known:
+            whole, bare = alone(block, carry), alone(block._replace(objective=_NO_HEAD), carry)
+            both, own = ((program.lowered.cost_analysis() or {}).get("flops", 0.0) / b for program in (whole, bare))
+            out = _abstract(whole.lowered.out_info[1])
+            cost = UnitCost(type(unit).__name__, out.shape[1:], _compiled(whole).temporaries, own, both - own)
+            known[same] = cost, out
+        found.append(known[same][0])
+        carry = known[same][1]
+    return tuple(found)
+
+
+_OPTIMIZER = optax.sgd(0.1)  # one for all, so that equal blocks are traced once
+
+
+def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
+    del variables, batch, key, train
+    return ObjectiveOut(jnp.mean(carry.astype(jnp.float32)), {}, {}, None)
+
+
+def _abstract(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+_NO_HEAD = LocalObjective(lambda key, carry, batch: {}, _silent, no_sync)
+_known: dict[str, Cost] = {}
+
+
+def _compiled(program: Program) -> Cost:
+    """Of a program alone; ``total`` is what it takes beside what is resident. Equal programs are compiled once."""
+    text = hashlib.sha256(program.lowered.as_text().encode()).hexdigest()
+    if text not in _known:
+        _known[text] = of_programs([program._replace(times=1, resident=0)], 1)
+    return _known[text]
+
+
+def _total(measured: Measured) -> int:
+    return measured.cost.total

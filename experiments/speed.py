@@ -1,0 +1,102 @@
+r"""Seconds of an update, relative to backprop's, against its memory: the frontier.
+
+.. code-block:: shell
+
+    python -m experiments.speed --models='resnet(depth=32)' --rules='remat(backprop),dgl,auglocal(depth=2)' \
+        --cuts=all,even:4 --batch_sizes=128 --executors=fused,streamed --accumulate=1,4 --workdir=/tmp/speed
+
+Cases of one model, batch and dtype take turns with its backprop, eight at a time, so that whatever else the machine
+does falls on all of them; so nine states are in memory together. Their lines of ``speed.jsonl`` are written when the
+eight are done; interrupted, the same command goes on with the next. ``table.md`` and ``frontier.png`` are written
+at the end.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cost
+from experiments.bench import (
+    MEMORY,
+    Case,
+    Column,
+    Log,
+    Numbers,
+    analyse,
+    attempt,
+    built,
+    define_flags,
+    parse_cases,
+    report,
+)
+from experiments.build import Experiment
+from experiments.cli import UserError, run
+
+define_flags(flags.FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each case.", lower_bound=1)
+_LEAST = flags.DEFINE_float("least", 0.2, "Seconds that a turn lasts at least.", lower_bound=0)
+
+TOGETHER = 8  # cases that take turns with backprop
+
+_COLUMNS: tuple[Column, ...] = (
+    *MEMORY,
+    ("s / update", lambda x, _: f"{x['seconds']:.4f}"),
+    ("img/s", lambda x, _: f"{x['images_per_second']:,.0f}"),
+    ("time ÷ backprop's", lambda x, _: f"{x['time']:.2f}"),
+    ("time ÷ FLOPs", lambda x, base: f"{x['time'] / (x['flops'] / base['flops']):.2f}"),
+)
+_HEIGHT: Column = ("time of an update ÷ backprop's", lambda x, _: str(x["time"]))
+
+
+def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
+    """The numbers of a few cases of a group, backprop first. Where batches accumulate, time is of a whole update."""
+    runs: dict[str, tuple[Experiment, ConfigDict]] = {}
+
+    def compiled(case: Case) -> Numbers:
+        experiment, config = built(case)
+        numbers = analyse(experiment, config)
+        runs[case.label()] = experiment, config
+        return numbers
+
+    numbers = {}
+    for i, case in enumerate(group):
+        print(f"  [{i + 1}/{len(group)}] compiling {case.label()}", flush=True)
+        numbers[case] = attempt(case, compiled)
+    if group[0].baseline.label() not in runs:
+        raise UserError(
+            f"backprop cannot be measured, and the others are relative to it: {numbers[group[0]]['skipped']}"
+        )
+    print(f"  {len(runs)} cases take turns", flush=True)
+    rounds = cost.turns(runs, rounds=_ROUNDS.value, least=_LEAST.value)
+    seconds = {case: case.accumulate * float(np.median(rounds[case.label()])) for case in group if case.label() in runs}
+    for case, took in seconds.items():
+        numbers[case] |= {
+            "seconds": took,
+            "images_per_second": case.batch_size / took,
+            "time": took / seconds[case.baseline],
+            "rounds": [case.accumulate * batch for batch in rounds[case.label()]],
+        }
+    return numbers
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures the cases that are not known yet, then writes the table and the picture."""
+    del argv
+    cases, log = parse_cases(flags.FLAGS), Log(flags.FLAGS.workdir, "speed")
+    for name, members in groupby(cases, lambda case: case.group):
+        group = list(members)
+        print(name, flush=True)
+        while todo := [case for case in group if case not in log.known][:TOGETHER]:
+            for case, numbers in measure(list(dict.fromkeys([group[0].baseline, *todo]))).items():
+                log.add(case, numbers)
+            jax.clear_caches()  # compiled programs take more than memory: the system limits their number
+    report(log, cases, _COLUMNS, flags.FLAGS.axis, _HEIGHT, "frontier.png")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
