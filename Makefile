@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-short test lint types clean
+.PHONY: demo demo-short test test-slow lint types clean
 
 demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
@@ -14,8 +14,11 @@ demo-short: $(READY)  ## the same in a few steps
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py:smoke \
 	  --rules=auglocal,backprop --workdir=runs/demo-short
 
-test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest -n 2
+test: $(READY)  ## the suite, but for what is marked slow
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(READY)  ## the rest of it
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
 def test_last_and_best_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     experiment = build(digits())
-    state = experiment.init(0)
+    state = experiment.init(digits())
     for step, accuracy in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.6), (5, 0.4)):
         checkpoints.save(step, state, accuracy)
     checkpoints.save(6, state)
@@ -265,7 +265,7 @@ def test_accumulated_batches_make_the_update_of_one_large_batch():
         model, rule = {"name": "mlp", "features": (32, 32)}, {"name": "greedy"}
         config = digits(model=model, rule=rule, batch_size=batch_size, accumulate=accumulate)
         experiment = build(config)
-        state, examples = experiment.init_all(config), cost.examples(experiment, config)
+        state, examples = experiment.init(config), cost.examples(experiment, config)
         before = jax.tree.map(np.asarray, state.blocks[0].variables["params"])
         for step in range(accumulate):
             chosen = cost.chosen(experiment, config, step)
@@ -423,7 +423,7 @@ def test_nothing_is_lost_when_no_checkpoint_is_intact(tmp_path):
 
 def test_best_is_none_until_something_was_evaluated(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, build(digits()).init(0))
+    checkpoints.save(1, build(digits()).init(digits()))
     assert (checkpoints.step("last"), checkpoints.step("best")) == (1, None)
     checkpoints.close()
 
@@ -431,7 +431,7 @@ def test_best_is_none_until_something_was_evaluated(tmp_path):
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_evaluation_does_not_depend_on_its_batch(batch_size):
     experiment = build(digits())
-    state = experiment.init(0)
+    state = experiment.init(digits())
     (got,), (expected,) = (evaluate(experiment, state, digits(eval_batch_size=n)) for n in (batch_size, 50))
     for ours, theirs in zip(got, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
@@ -442,7 +442,7 @@ def test_label_smoothing_reaches_the_loss():
     for smoothing in (0.0, 0.5):
         config = digits(label_smoothing=smoothing)
         experiment = build(config)
-        losses.append(evaluate(experiment, experiment.init(0), config)[0][0]["loss"])
+        losses.append(evaluate(experiment, experiment.init(digits()), config)[0][0]["loss"])
     assert losses[0] != losses[1]
 
 
