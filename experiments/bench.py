@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from experiments.configs import common
 from experiments.cost import MIB
 from experiments.pictures import Point, frontier
 from experiments.record import read_history
-from experiments.registry import MODELS, make, make_rule, parse_calls
+from experiments.registry import MODELS, innermost, make, make_rule, parse_calls
 from experiments.summary import aligned
 from jaxlocal import data, losses
 from jaxlocal.variables import nbytes
@@ -126,7 +126,7 @@ def parse_cases(values: flags.FlagValues) -> list[Case]:
     cases = []
     for model, batch_size, dtype in product(models, batch_sizes, dtypes):
         for rule, spec in ({"backprop": {"name": "backprop"}} | rules).items():
-            whole = _innermost(spec) == "backprop"
+            whole = innermost(spec)["name"] == "backprop"
             ways = product(["-"], ["fused"], [1, *accumulate]) if whole else product(cuts, executors, [1])
             cases += [Case(model, batch_size, dtype, values.image, values.classes, rule, *way) for way in ways]
     return list(dict.fromkeys(cases))
@@ -155,10 +155,6 @@ def _numbers(flag: str, text: str) -> list[int]:
     if min(numbers) < 1:
         raise UserError(f"--{flag}={text}: give whole numbers from 1 up")
     return numbers
-
-
-def _innermost(spec: Mapping[str, Any]) -> str:
-    return _innermost(spec["rule"]) if "rule" in spec else spec["name"]
 
 
 class Log:

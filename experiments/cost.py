@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build
 from experiments.cli import UserError, cache_compilations
-from experiments.registry import RULES
+from experiments.registry import RULES, innermost
 from jaxlocal import data
 from jaxlocal.executors import Program, TrainState
 
@@ -75,7 +75,7 @@ def of_programs(programs: Sequence[Program], examples: int) -> Cost:
         executables = list(pool.map(lambda program: program.lowered.compile(), programs))
     for program, compiled in zip(programs, executables, strict=True):
         # A GPU's convolutions are calls into a library, which the compiled analysis does not count.
-        flops += program.times * _flops(compiled if jax.default_backend() == "cpu" else program.lowered)
+        flops += program.times * flops_of(compiled if jax.default_backend() == "cpu" else program.lowered)
         memory: Any = compiled.memory_analysis()
         temporaries = max(temporaries, memory.temp_size_in_bytes)
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
@@ -83,7 +83,8 @@ def of_programs(programs: Sequence[Program], examples: int) -> Cost:
     return Cost(flops / examples, temporaries, total)
 
 
-def _flops(program: Any) -> float:
+def flops_of(program: Any) -> float:
+    """Floating-point operations of a lowered or a compiled program; 0 if it does not tell."""
     return (program.cost_analysis() or {}).get("flops", 0.0)
 
 
@@ -91,7 +92,7 @@ def lowered_flops(experiment: Experiment, config: ConfigDict) -> float:
     """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
     state = jax.eval_shape(lambda: experiment.init(config))
     programs = experiment.executor.programs(state, examples(experiment, config))
-    flops = sum(program.times * _flops(program.lowered) for program in programs)
+    flops = sum(program.times * flops_of(program.lowered) for program in programs)
     return flops / (config.batch_size * config.seeds)
 
 
@@ -106,9 +107,7 @@ def widened(config: ConfigDict, flops: float, dataset: data.Dataset) -> Mapping[
       UserError: if no width from 1/16 to 64 takes so many.
     """
     rule = config.rule.to_dict()
-    leaf = rule
-    while "rule" in leaf:
-        leaf = leaf["rule"]
+    leaf = innermost(rule)
     if "width" not in inspect.signature(RULES[leaf["name"]]).parameters:
         return rule
     if abs(lowered_flops(build(config, dataset), config) / flops - 1) < 0.005:

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from experiments.build import DTYPES, build, parse_memory
 from experiments.cli import UserError, user_input
-from experiments.cost import MIB, Cost, of_programs
+from experiments.cost import MIB, Cost, flops_of, of_programs
 from experiments.registry import MODELS, make, make_rule, parse_calls
-from experiments.workdir import load_config
+from experiments.workdir import holds_run, load_config
 from jaxlocal import data, losses
 from jaxlocal.block import Block
 from jaxlocal.executors import Program, streamed
@@ -24,7 +24,7 @@ from jaxlocal.feed import chain
 from jaxlocal.heads import Classifier
 from jaxlocal.network import Network, cheapest_cuts, cut_everywhere
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync, readout
-from jaxlocal.variables import Key, Variables, nbytes
+from jaxlocal.variables import Key, Variables, abstract, nbytes
 
 
 class Measured(NamedTuple):
@@ -220,7 +220,7 @@ def settled(
     if not str(config.get("cuts", "")).startswith("auto:"):
         return config
     budget = parse_memory(config.cuts.removeprefix("auto:"), "cuts=auto:")
-    if workdir and (workdir / "config.json").exists():
+    if workdir and holds_run(workdir):
         return changed(config, load_config(workdir).cuts, config.executor)
     return search(config, build(in_one_block(config), None).dataset, budget, (config.executor,), say).config
 
@@ -254,7 +254,7 @@ def measure(config: ConfigDict, dataset: data.Dataset) -> Measured:
     experiment = build(config, dataset)
     state = jax.eval_shape(lambda: experiment.init(config))
     batch = (config.batch_size,) if config.seeds == 1 else (config.seeds, config.batch_size)
-    image, label = map(_abstract, dataset.train)
+    image, label = map(abstract, dataset.train)
     chosen: Any = jax.ShapeDtypeStruct(batch, jnp.int32)
     programs = experiment.executor.programs(state, data.Examples(image, label, chosen))
     costs = [_compiled(program) for program in programs]
@@ -289,8 +289,8 @@ def unit_costs(config: ConfigDict, dataset: data.Dataset) -> tuple[UnitCost, ...
         same = (block, carry.shape, carry.dtype)
         if same not in known:
             whole, bare = alone(block, carry), alone(block._replace(objective=_NO_HEAD), carry)
-            both, own = ((program.lowered.cost_analysis() or {}).get("flops", 0.0) / b for program in (whole, bare))
-            out = _abstract(whole.lowered.out_info[1])
+            both, own = (flops_of(program.lowered) / b for program in (whole, bare))
+            out = abstract(whole.lowered.out_info[1])
             cost = UnitCost(type(unit).__name__, out.shape[1:], _compiled(whole).temporaries, own, both - own)
             known[same] = cost, out
         found.append(known[same][0])
@@ -304,10 +304,6 @@ _OPTIMIZER = optax.sgd(0.1)  # one for all, so that equal blocks are traced once
 def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
     del variables, batch, key, train
     return ObjectiveOut(jnp.mean(carry.astype(jnp.float32)), {}, {}, None)
-
-
-def _abstract(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 _NO_HEAD = LocalObjective(lambda key, carry, batch: {}, _silent, no_sync)

@@ -55,6 +55,11 @@ def make_rule(spec: Mapping[str, Any], loss: losses.Loss) -> Rule:
     return make("rule", RULES, inner, rule=make_rule(spec["rule"], loss))
 
 
+def innermost(spec: Any) -> Any:
+    """The config, within that of a rule, of the one that wraps no other."""
+    return innermost(spec["rule"]) if "rule" in spec else spec
+
+
 def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Reads ``auglocal, man(dgl), infopro(contrast=True)``: rules or models as calls, without quotes around them.
 

@@ -22,7 +22,7 @@ def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environme
       UserError: as :func:`check`, or if the directory cannot be written.
     """
     check(workdir, config)
-    if (workdir / _FILE).exists():
+    if holds_run(workdir):
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: if it holds a run of another config.
     """
-    if not (workdir / _FILE).exists():
+    if not holds_run(workdir):
         return
     both = (_read(workdir)["config"], json.loads(json.dumps(config.to_dict())))
     theirs, ours = ({k: v for k, v in c.items() if k not in _FREE} for c in both)
@@ -47,6 +47,11 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
             "give another --workdir, or the old config to go on"
         )
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether the directory is a run's."""
+    return (workdir / _FILE).exists()
 
 
 def load_config(workdir: Path) -> ConfigDict:

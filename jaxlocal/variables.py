@@ -72,6 +72,11 @@ def nbytes(tree: Any) -> int:
     return sum(size(leaf) * leaf.dtype.itemsize for leaf in leaves)
 
 
+def abstract(x: Any) -> Any:
+    """Shape and dtype of an array, or of what stands for one: a :class:`jax.ShapeDtypeStruct`."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
 def init_module(module: nn.Module, key: Key, x: Any) -> tuple[Any, Variables]:
     """Initialises a Linen module that is called as ``module(x, train=...)``.
 

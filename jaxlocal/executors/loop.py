@@ -4,7 +4,7 @@ An executor says by a :class:`Run` how one block is run and where its state live
 meantime. Everything else is here, so all executors compute the same numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +105,14 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))
 
 
+def _fetched(run: Run, state: TrainState) -> Iterator[tuple[Any, Any]]:
+    """Each block's state and the next one's (None after the last), which is fetched by then."""
+    coming: Any = run.fetch(state.blocks[0])
+    for later in (*state.blocks[1:], None):
+        present, coming = coming, None if later is None else run.fetch(later)
+        yield present, coming
+
+
 def step_blocks(
     run: Run, blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, keys: StepKeys
 ) -> tuple[TrainState, Any]:
@@ -116,10 +124,8 @@ def step_blocks(
     carry: Carry = None
     states: list[BlockState] = []
     metrics: list[Metrics] = []
-    coming: Any = run.fetch(state.blocks[0])
-    for i, block in enumerate(blocks):
+    for i, (block, (old, coming)) in enumerate(zip(blocks, _fetched(run, state), strict=True)):
         feed_key, block_key = keys.blocks[i]
-        old, coming = coming, run.fetch(state.blocks[i + 1]) if i + 1 < len(blocks) else None
         carry = feed(i, carry, batch, feed_key, train=True)
         new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
         if block.objective.sync is not no_sync:
@@ -136,10 +142,8 @@ def evaluate_blocks(
     """Loss and metrics at every exit."""
     carry: Carry = None
     metrics: list[Metrics] = []
-    coming: Any = run.fetch(state.blocks[0])
-    for i, block in enumerate(blocks):
+    for i, (block, (present, _)) in enumerate(zip(blocks, _fetched(run, state), strict=True)):
         feed_key, block_key = keys.blocks[i]
-        present, coming = coming, run.fetch(state.blocks[i + 1]) if i + 1 < len(blocks) else None
         carry = feed(i, carry, batch, feed_key, train=False)
         carry, block_metrics = run.evaluate(block, present.variables, carry, batch, block_key)
         metrics.append(block_metrics)

@@ -28,7 +28,7 @@ from jaxlocal.executors.loop import (
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry
-from jaxlocal.variables import Key, nbytes
+from jaxlocal.variables import Key, abstract, nbytes
 
 
 def streamed(
@@ -113,7 +113,7 @@ def streamed(
 
         def lower(what: str, program: Any, resident: int, *args: Any, **static: Any) -> Any:
             leaves, structure = jax.tree.flatten(args)
-            same = (program, structure, tuple(map(_aval, leaves)))
+            same = (program, structure, tuple(map(abstract, leaves)))
             if same not in found:
                 found[same] = Program(what, 0, program.lower(*args, **static), resident)
             seen = found[same]
@@ -134,9 +134,9 @@ def streamed(
         def feed_shape(index: int, previous: Carry, batch: Batch, key: Any, *, train: bool) -> Carry:
             return jax.eval_shape(functools.partial(fed, index, train=train), previous, batch, key)
 
-        abstract = TrainState(0, state.key, jax.tree.map(_aval, state.blocks))
+        shapes = TrainState(0, state.key, jax.tree.map(abstract, state.blocks))
         lowering = Run(lower_update, lower_sync, run.evaluate)
-        step_blocks(lowering, blocks, feed_shape, abstract, batch, keys)
+        step_blocks(lowering, blocks, feed_shape, shapes, batch, keys)
         return tuple(found.values())
 
     return Executor(init, step, evaluate, programs)
@@ -179,7 +179,3 @@ def _window(sizes: Sequence[int], i: int) -> int:
     """Most bytes of states on the device while block i is at work: three in a row, around it or from it on."""
     k = len(sizes)
     return max(sum(sizes[j % k] for j in range(start, start + min(3, k))) for start in (i - 1, i))
-
-
-def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
