@@ -1,4 +1,7 @@
-"""Shapes in annotations are checked at run time, and mixed dtypes are an error."""
+"""Shapes in annotations are checked at run time, mixed dtypes are an error, and compiling is quick.
+
+Programs that the tests start are left as a user has them.
+"""
 
 import os
 import tempfile
@@ -16,3 +19,4 @@ with install_import_hook("jaxlocal", "beartype.beartype"):
 import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_disable_most_optimizations", True)  # small programs: most of the time is compilation

@@ -224,6 +224,7 @@ def test_compare_brings_rules_to_equal_flops(tmp_path):
     assert (tmp_path / "dgl" / "seeds_0_to_1" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(tmp_path):
     flags = [DIGITS, "--config.duration=60 steps", "--config.log_every=1 steps", f"--workdir={tmp_path}"]
     flags += ["--rules=greedy,backprop", "--seeds=2"]
