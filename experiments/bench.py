@@ -5,12 +5,13 @@ dtype are a *group*: they stand in one table and one picture, relative to the gr
 Data are random images, which need no data set.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,15 +208,22 @@ def analyse(experiment: Experiment, config: ConfigDict) -> Numbers:
 def attempt(case: Case, measure: Callable[[Case], Numbers]) -> Numbers:
     """What ``measure`` finds; or the reason, if the case cannot be."""
     try:
-        return measure(case)
+        with memory_suffices():
+            return measure(case)
     except UserError as error:
-        reason = str(error)
+        print(f"skipped: {case.label()}: {error}", flush=True)
+        return {"skipped": str(error)}
+
+
+@contextlib.contextmanager
+def memory_suffices(what: str = "it") -> Iterator[None]:
+    """Within, a device that runs out of memory is a :class:`UserError`."""
+    try:
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = "does not fit on the device"
-    print(f"skipped: {case.label()}: {reason}", flush=True)
-    return {"skipped": reason}
+        raise UserError(f"the device has not enough memory for {what}") from error
 
 
 def built(case: Case) -> tuple[Experiment, ConfigDict]:
@@ -234,7 +242,12 @@ def mib(field: str) -> tuple[Column, Column]:
 
 def ratio(field: str) -> Column:
     """A column of ratios to backprop's."""
-    return "÷ backprop's", lambda x, base: f"{x[field] / base[field]:.2f}"
+    return "÷ backprop's", against(lambda x: x[field])
+
+
+def against(value: Callable[[Numbers], float]) -> Callable[[Numbers, Numbers], str]:
+    """What to say of a value: its ratio to backprop's, unless backprop was skipped."""
+    return lambda x, base: f"{value(x) / value(base):.2f}" if base else "-"
 
 
 MEMORY: tuple[Column, ...] = (
@@ -254,7 +267,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str, height: Column, picture: str) -> None:
-    """Writes ``table.md`` and the picture, a table and a panel for each group.
+    """Writes ``table.md`` and the picture, a table and a panel for each group. Without its backprop it has no panel.
 
     Args:
       log: with the numbers of the cases.
@@ -273,16 +286,17 @@ def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str
         done = {case: numbers for case, numbers in known.items() if "skipped" not in numbers}
         skipped = [f"- skipped: {case.label()}: {known[case]['skipped']}" for case in known if case not in done]
         texts += [f"## {group}\n"]
-        if base := done.get(next(iter(known)).baseline) if known else None:
-            points = [(x[axis] / MIB, float(height[1](x, base))) for x in done.values()]
-            best = pareto(points)
+        if done:
+            base = done.get(next(iter(done)).baseline, {})
+            points = [(x[axis] / MIB, float(height[1](x, base))) for x in done.values()] if base else []
+            best = pareto(points) or [False] * len(done)
             header = ("#", "rule", "cuts", "executor", "batch", *(title for title, _ in columns), "frontier")
             rows: list[Sequence[str]] = [header]
             for i, (case, x) in enumerate(done.items()):
                 what = (str(i + 1), case.rule, case.cuts, case.executor, case.batch)
                 rows.append((*what, *(say(x, base) for _, say in columns), "*" * best[i]))
             labels = [case.label(f" (K={x['blocks']})") for case, x in done.items()]
-            panels[group] = [Point(*row) for row in zip(labels, *zip(*points, strict=True), best, strict=True)]
+            panels[group] = [Point(label, *at, star) for label, at, star in zip(labels, points, best, strict=False)]
             texts += [f"{aligned(rows)}\n"]
         texts += [*skipped, ""] if skipped else []
     if not panels:
@@ -290,5 +304,7 @@ def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str
     note = f"*: no other case is lower both in {axis} memory and in {height[0]}."
     text = "\n".join([*texts, note])
     (log.workdir / "table.md").write_text(text + "\n")
-    frontier(panels, f"{axis} memory of a step, data set apart (MiB)", height[0], log.workdir / picture)
-    print(f"\n{text}\n\ntable: {log.workdir / 'table.md'}   picture: {log.workdir / picture}")
+    print(f"\n{text}\n\ntable: {log.workdir / 'table.md'}")
+    if drawn := {group: points for group, points in panels.items() if points}:
+        frontier(drawn, f"{axis} memory of a step, data set apart (MiB)", height[0], log.workdir / picture)
+        print(f"picture: {log.workdir / picture}")

@@ -91,7 +91,7 @@ def measure(case: Case) -> Numbers:
             jax.clear_caches()
             numbers["cached_seconds"] = analyse(experiment, config)["compile_seconds"]
     if _MEASURE_PEAK.value:
-        numbers["peak"] = cost.measure_alone(config).peak
+        numbers["peak"] = attempt(case, lambda _: {"peak": cost.measure_alone(config).peak}).get("peak")
     return numbers
 
 

@@ -1,10 +1,13 @@
 """The benchmark programs, on a network and images that take seconds."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import pytest
 from absl import flags
 
+from experiments import bench, cost, speed
 from experiments.bench import Case, Log, aligned, define_flags, pareto, parse_cases, split_cuts
 from experiments.cli import UserError
 from experiments.cost import MIB
@@ -81,6 +84,30 @@ def test_speed_is_relative_to_backprop(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "compiling" not in again.stdout
     assert cells((tmp_path / "table.md").read_text()) == rows
+
+
+def test_what_the_device_has_no_memory_for_is_skipped(monkeypatch, tmp_path):
+    """A step that does not fit is a line; without backprop the others still have a table."""
+
+    def turns(runs, **options):
+        if any(spec.rule.name == "backprop" for _, spec in runs.values()):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return {name: [0.5] for name in runs}
+
+    monkeypatch.setattr(cost, "turns", turns)
+    for name, value in (("rounds", 1), ("least", 0)):
+        monkeypatch.setattr(speed, f"_{name.upper()}", SimpleNamespace(value=value))
+    backprop, dgl = cases("--rules=dgl", "--cuts=2", "--executors=fused")
+    numbers = speed.measure([backprop, dgl])
+    assert "not enough memory" in numbers[backprop]["skipped"]
+    assert numbers[dgl]["images_per_second"] == 32
+    log = Log(str(tmp_path), "speed")
+    for case, x in numbers.items():
+        log.add(case, x)
+    bench.report(log, [backprop, dgl], speed._COLUMNS, "total", speed._HEIGHT, "frontier.png")
+    (row,) = cells((tmp_path / "table.md").read_text())
+    assert (row["rule"], row["img/s"], row["time ÷ backprop's"]) == ("dgl", "32", "-")
+    assert not (tmp_path / "frontier.png").exists()
 
 
 def cases(*given: str) -> list[Case]:
