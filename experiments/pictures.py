@@ -63,7 +63,10 @@ def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, pa
     """A panel for each group of cases: numbered markers, and a line through those on the frontier, which are filled."""
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(9 * columns, 5 * rows), layout="constrained", squeeze=False)
+    height = max(5.0, 0.16 * max(map(len, panels.values())))  # the legend has a line for each point
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(9 * columns, height * rows), layout="constrained", squeeze=False
+    )
     colours = plt.get_cmap("tab20")
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)

@@ -32,6 +32,7 @@ from experiments.planning import (
     measure,
     search,
     unit_costs,
+    with_remat,
 )
 from experiments.registry import parse_calls
 from experiments.summary import aligned
@@ -82,6 +83,11 @@ def config_and_data() -> tuple[ConfigDict, Dataset]:
 def without_rule(config: ConfigDict, dataset: Dataset) -> dict[str, Measured]:
     """What takes the same batch without local learning; backprop last."""
     return {rule: measure(in_one_block(config, rule), dataset) for rule in ("remat(backprop)", "backprop")}
+
+
+def named(plan: Measured) -> str:
+    """What a plan is: rule, number of blocks, executor."""
+    return f"{called(plan.config.rule)}, {plan.blocks}, {plan.config.executor}"
 
 
 def table_of_units(units: Sequence[UnitCost]) -> str:
@@ -175,12 +181,12 @@ def main(argv: Sequence[str]) -> None:
     except DoesNotFitError as error:
         _say(f"{error}\n{verdict(error.least, without_rule(config, dataset), budget)}")
         plan = smaller_batch(config.copy_and_resolve_references(), dataset, budget, error)
-    config, rule = plan.config, called(plan.config.rule)
-    others = without_rule(config, dataset)
+    config, others = plan.config, without_rule(plan.config, dataset)
+    steps = {named(step): step for step in (plan, *with_remat(plan, dataset, budget, executors))}
     _say(
-        f"\n{rule} fits {budget / MIB:,.1f} MiB at batch size {config.batch_size}, accumulate {config.accumulate}, in "
-        f"{plan.blocks} by {config.executor}: --config.cuts={config.cuts}, rule keeps {list(plan.cuts)}\n\n"
-        f"{table_of_steps({f'{rule}, {plan.blocks}, {config.executor}': plan, **others})}\n\n"
+        f"\n{called(config.rule)} fits {budget / MIB:,.1f} MiB at batch size {config.batch_size}, accumulate "
+        f"{config.accumulate}, in {plan.blocks} by {config.executor}: --config.cuts={config.cuts}, rule keeps "
+        f"{list(plan.cuts)}\n\n{table_of_steps(steps | others)}\n\n"
         f"{verdict(plan, others, budget)}\n\n{command(plan)}"
     )
 

@@ -202,6 +202,19 @@ def search(
     return fitting
 
 
+def with_remat(plan: Measured, dataset: data.Dataset, budget: int, executors: Sequence[str]) -> tuple[Measured, ...]:
+    """The plan of the same rule with remat inside its blocks; none unless it takes fewer blocks, and several."""
+    if not plan.cuts or "remat" in called(plan.config.rule):
+        return ()
+    config = plan.config.copy_and_resolve_references()
+    config.rule = ConfigDict({"name": "remat", "rule": config.rule})
+    try:
+        other = search(config, dataset, budget, executors)
+    except DoesNotFitError:
+        return ()
+    return (other,) if 0 < len(other.cuts) < len(plan.cuts) else ()
+
+
 def settled(
     config: ConfigDict, workdir: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> ConfigDict:

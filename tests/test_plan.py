@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import cost
+from experiments import cost, planning
 from experiments.build import build, parse_memory
 from experiments.cli import UserError
 from experiments.configs import common
@@ -144,6 +144,21 @@ def test_the_program_halves_the_batch_where_nothing_fits():
     assert "greedy fits 1.8 MiB at batch size 512, accumulate 2" in done.stdout
     *_, command = done.stdout.splitlines()
     assert command.startswith(f"python -m experiments.speed '--models={MODEL}' --rules=greedy --cuts=")
+
+
+def test_remat_is_shown_where_it_takes_fewer_blocks(monkeypatch):
+    plain = {cuts: measure(config_of("greedy", cuts=cuts), DATASET) for cuts in ("even:1", "2,4")}
+    found = {cuts: measure(config_of("remat(greedy)", cuts=cuts), DATASET) for cuts in ("even:1", "4", "2,4")}
+
+    def shown(plan: str, remat: str):
+        monkeypatch.setattr(planning, "search", lambda config, *_: found[remat] if "rule" in config.rule else None)
+        return planning.with_remat(plain[plan], DATASET, 2**30, ["fused"])
+
+    assert shown("2,4", "4") == (found["4"],)
+    assert shown("2,4", "2,4") == ()  # as many
+    assert shown("2,4", "even:1") == ()  # that is remat(backprop)
+    assert shown("even:1", "4") == ()
+    assert planning.with_remat(found["2,4"], DATASET, 2**30, ["fused"]) == ()
 
 
 @pytest.mark.parametrize(
