@@ -20,7 +20,7 @@ from experiments.record import by_seed
 from experiments.registry import MODELS, make, make_rule
 from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
-from jaxlocal.executors import Executor, TrainState, fused, streamed
+from jaxlocal.executors import ONE_DEVICE, DataParallel, Executor, Placement, TrainState, fused, streamed
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
@@ -44,6 +44,7 @@ class Experiment(NamedTuple):
       feed: of the rule.
       optimizer: of every block.
       schedule: step -> learning rate.
+      placement: the devices that programs run on.
       executor: the compiled step and evaluation.
       steps_per_epoch: whole batches in the training split.
       num_steps: of the whole run.
@@ -57,6 +58,7 @@ class Experiment(NamedTuple):
     feed: Feed
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    placement: Placement
     executor: Executor
     steps_per_epoch: int
     num_steps: int
@@ -129,8 +131,13 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
     )
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
-    axes: Any = data.Examples(None, None, 0) if config.seeds > 1 else None  # type: ignore[arg-type]
-    prepare = data.prepare_with(data.recipe(config.dataset))
+    options = {
+        "prepare": data.prepare_with(data.recipe(config.dataset)),
+        "dtype": dtype,
+        "batch_axes": data.Examples(None, None, 0),  # type: ignore[arg-type]
+        "seeds": config.seeds > 1,
+        "placement": _placement(config),
+    }
     return Experiment(
         dataset=dataset,
         network=network,
@@ -138,12 +145,28 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
         feed=local_rule.feed,
         optimizer=optimizer,
         schedule=schedule,
-        executor=executor(blocks, local_rule.feed, optimizer, prepare=prepare, dtype=dtype, data_axes=axes),
+        placement=options["placement"],
+        executor=executor(blocks, local_rule.feed, optimizer, **options),
         steps_per_epoch=per_epoch,
         num_steps=steps["duration"],
         eval_every=steps["eval_every"],
         log_every=steps["log_every"],
     )
+
+
+def _placement(config: ConfigDict) -> Placement:
+    """One device, or all of them with equal parts of each batch."""
+    if not config.data_parallel:
+        return ONE_DEVICE
+    devices = jax.devices()
+    if config.seeds > 1:
+        raise UserError(f"seeds {config.seeds} with data_parallel: train seeds together on one device, or one by one")
+    if config.batch_size % len(devices):
+        raise UserError(
+            f"batch_size {config.batch_size} does not split evenly over {len(devices)} devices: "
+            f"choose a multiple of {len(devices)}"
+        )
+    return DataParallel(devices, sync_batch_norm=config.sync_batch_norm)
 
 
 def _load(config: ConfigDict) -> data.Dataset:
@@ -294,7 +317,7 @@ def environment() -> dict[str, str]:
 def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> list[list[dict[str, float]]]:
     """For each seed, the metrics of each exit on the whole test split, weighted by the size of each chunk."""
     test = experiment.dataset.test
-    image, label = jnp.asarray(test.image), jnp.asarray(test.label)
+    image, label = experiment.placement.replicate((jnp.asarray(test.image), jnp.asarray(test.label)))
     n = len(test.label)
     totals: list[list[dict[str, float]]] = [[{} for _ in experiment.blocks] for _ in range(config.seeds)]
     pending = []

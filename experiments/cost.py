@@ -51,7 +51,8 @@ class Cost(NamedTuple):
 def examples(experiment: Experiment, config: ConfigDict) -> data.Examples:
     """The data of the first step."""
     train = experiment.dataset.train
-    return data.Examples(jnp.asarray(train.image), jnp.asarray(train.label), chosen(experiment, config, 0))
+    image, label = experiment.placement.replicate((jnp.asarray(train.image), jnp.asarray(train.label)))
+    return data.Examples(image, label, chosen(experiment, config, 0))
 
 
 def chosen(experiment: Experiment, config: ConfigDict, step: int) -> jax.Array:
@@ -63,7 +64,12 @@ def chosen(experiment: Experiment, config: ConfigDict, step: int) -> jax.Array:
 
 def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first: data.Examples) -> Cost:
     """Compiles the step (which costs nothing if it is run later) and reads its analyses."""
-    return of_programs(experiment.executor.programs(state, first), config.batch_size * config.seeds)
+    return of_programs(experiment.executor.programs(state, first), examples_of_a_device(experiment, config))
+
+
+def examples_of_a_device(experiment: Experiment, config: ConfigDict) -> int:
+    """How many examples of a step each device learns from: the compiler's analyses are of one device."""
+    return config.batch_size * config.seeds // experiment.placement.size
 
 
 def of_programs(programs: Sequence[Program], examples: int) -> Cost:
@@ -93,7 +99,7 @@ def lowered_flops(experiment: Experiment, config: ConfigDict) -> float:
     state = jax.eval_shape(lambda: experiment.init(config))
     programs = experiment.executor.programs(state, examples(experiment, config))
     flops = sum(program.times * flops_of(program.lowered) for program in programs)
-    return flops / (config.batch_size * config.seeds)
+    return flops / examples_of_a_device(experiment, config)
 
 
 def widened(config: ConfigDict, flops: float, dataset: data.Dataset) -> Mapping[str, Any]:

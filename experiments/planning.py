@@ -276,7 +276,11 @@ def measure(config: ConfigDict, dataset: data.Dataset) -> Measured:
     return Measured(
         config=config,
         cuts=experiment.network.cuts,
-        cost=Cost(flops / math.prod(batch), max(cost.temporaries for cost in costs), max(totals)),
+        cost=Cost(
+            flops / (math.prod(batch) // experiment.placement.size),
+            max(cost.temporaries for cost in costs),
+            max(totals),
+        ),
         largest=programs[totals.index(max(totals))],
         data=nbytes((image, label)),
         state=nbytes(state.blocks),

@@ -11,8 +11,10 @@ from experiments.cli import UserError
 from experiments.record import write_json
 
 _FILE = "config.json"
-_FREE = ("evidence", "data_dir", "eval_batch_size", "executor")  # fields that a run's results do not depend on
-_ADDED = {"executor": "fused"}  # fields that runs of older versions do not have
+# Fields that may change when a run goes on: they hardly touch its results, and machines differ.
+_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "data_parallel")
+# Fields that runs of older versions do not have.
+_ADDED = {"executor": "fused", "data_parallel": False, "sync_batch_norm": False}
 
 
 def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ auxiliary head, and no gradient crosses a cut.
 
 from jaxlocal import data, executors, heads, losses, models, rules
 from jaxlocal.block import Block, BlockState, make_blocks
-from jaxlocal.executors import Executor, TrainState, compiler_options, fused, streamed
+from jaxlocal.executors import DataParallel, Executor, TrainState, compiler_options, fused, streamed
 from jaxlocal.feed import Feed, chain
 from jaxlocal.network import Network, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import (

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlocal.layers import batch_norm_over
 from jaxlocal.network import Network, blocks_of
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync
 from jaxlocal.rule import LocalRule, Remat
@@ -46,6 +47,18 @@ class Block(NamedTuple):
     units: tuple[nn.Module, ...]
     objective: LocalObjective
     remat: Remat | None = None
+
+
+class DataAxis(NamedTuple):
+    """The mapped axis along which a batch is split over devices.
+
+    Attributes:
+      name: of the axis.
+      sync_batch_norm: whether batch norms take their statistics over the whole batch.
+    """
+
+    name: str
+    sync_batch_norm: bool = False
 
 
 @flax.struct.dataclass
@@ -143,9 +156,18 @@ def run(
 
 
 def gradients(
-    block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key, *, dtype: Any
+    block: Block,
+    variables: Variables,
+    carry: Carry,
+    batch: Batch,
+    key: Key,
+    *,
+    dtype: Any,
+    axis: DataAxis | None = None,
 ) -> tuple[Any, Carry, ObjectiveOut]:
     """The local gradient: of the block's loss, with respect to the block's parameters.
+
+    Over several devices gradient, statistics and metrics are means over the axis, equal on all of them.
 
     Args:
       block: units and objective.
@@ -154,6 +176,7 @@ def gradients(
       batch: the examples.
       key: feeds dropout and the objective's own randomness.
       dtype: of the computation; the gradient has the parameters' dtype.
+      axis: that the examples are split along; None if all are here.
 
     Returns:
       ``(gradient, the block's output, what the objective says)``.
@@ -165,8 +188,15 @@ def gradients(
         output, out = run(block, {"params": params, **rest}, carry, batch, key, train=True, dtype=dtype)
         return out.loss, (output, out)
 
-    gradient, (output, out) = jax.grad(loss_fn, has_aux=True)(params)
-    return gradient, output, out
+    with batch_norm_over(axis.name if axis and axis.sync_batch_norm else None):
+        gradient, (output, out) = jax.grad(loss_fn, has_aux=True)(params)
+    gradient, loss, mutated, metrics = mean_over((gradient, out.loss, out.mutated, out.metrics), axis)
+    return gradient, output, out._replace(loss=loss, mutated=mutated, metrics=metrics)
+
+
+def mean_over(tree: Any, axis: DataAxis | None) -> Any:
+    """The mean over the devices; the tree itself if there is one."""
+    return jax.lax.pmean(tree, axis.name) if axis else tree
 
 
 def update(
@@ -178,6 +208,7 @@ def update(
     key: Key,
     *,
     dtype: Any,
+    axis: DataAxis | None = None,
 ) -> tuple[BlockState, Carry, Metrics]:
     """One step of one block: gradient, optimizer, running statistics.
 
@@ -189,12 +220,13 @@ def update(
       batch: the examples.
       key: of this block and step.
       dtype: of the computation.
+      axis: as in :func:`gradients`.
 
     Returns:
       ``(new state, the block's output, metrics)``. The output was computed before
       the update, as in the papers' code.
     """
-    gradient, output, out = gradients(block, state.variables, carry, batch, key, dtype=dtype)
+    gradient, output, out = gradients(block, state.variables, carry, batch, key, dtype=dtype, axis=axis)
     params, rest = split(state.variables)
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     variables = {"params": optax.apply_updates(params, updates), **merge(rest, out.mutated)}
@@ -221,8 +253,15 @@ def sync(block: Block, state: BlockState, peer: BlockState, *, start: bool = Fal
 
 
 def evaluate(
-    block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key, *, dtype: Any
+    block: Block,
+    variables: Variables,
+    carry: Carry,
+    batch: Batch,
+    key: Key,
+    *,
+    dtype: Any,
+    axis: DataAxis | None = None,
 ) -> tuple[Carry, Metrics]:
     """The block and its exit on running statistics, without dropout: ``(the block's output, metrics)``."""
     output, out = run(block, variables, carry, batch, key, train=False, dtype=dtype)
-    return output, metrics_of(out)
+    return output, mean_over(metrics_of(out), axis)

@@ -6,7 +6,9 @@ AugLocal and InfoPro code keeps). No layer fixes a dtype: each computes in the
 dtype of its inputs and parameters, so precision is decided in one place.
 """
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +18,22 @@ import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+_batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
+
+
+def BatchNorm(use_running_average: bool, *, name: str) -> nn.BatchNorm:  # noqa: N802
+    """Batch normalisation with the papers' constants; over all devices within :func:`batch_norm_over`."""
+    return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, axis_name=_batch_axis.get(), name=name)
+
+
+@contextmanager
+def batch_norm_over(axis: str | None) -> Iterator[None]:
+    """Batch norms traced in here take their statistics over a mapped axis, too; None: over their own batch."""
+    token = _batch_axis.set(axis)
+    try:
+        yield
+    finally:
+        _batch_axis.reset(token)
 
 
 def conv(

@@ -19,4 +19,5 @@ with install_import_hook("jaxlocal", "beartype.beartype"):
 import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)  # small programs: most of the time is compilation

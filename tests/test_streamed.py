@@ -112,7 +112,7 @@ def test_seeds_together():
     keys = jnp.stack([jax.random.key(seed) for seed in range(3)])
     results = []
     for make in (fused, streamed):
-        executor, example = small(rules.man(rules.greedy()), make, data_axes=Batch(None, None, None))
+        executor, example = small(rules.man(rules.greedy()), make, batch_axes=Batch(None, None, None), seeds=True)
         state, metrics = executor.step(executor.init(keys, example), toy.digits())
         results.append((state.blocks, metrics, executor.evaluate(state, toy.digits())))
     chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)

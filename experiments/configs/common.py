@@ -27,6 +27,8 @@ def digits() -> ConfigDict:
             "log_every": "1 epochs",
             "dtype": "float32",
             "executor": "fused",  # fused, streamed, streamed+offload
+            "data_parallel": False,  # every device takes its part of each batch
+            "sync_batch_norm": False,  # statistics over all parts, as one device has them
             "seed": 0,
             "seeds": 1,  # runs trained together by vmap, of seeds seed, seed + 1, ...
             "evidence": {},

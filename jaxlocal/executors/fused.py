@@ -5,6 +5,7 @@ at once. A barrier over a block's whole new state and its output puts "block i i
 updated" before "block i + 1 starts", so a block's memory is free again by then.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal import block as block_lib
-from jaxlocal.block import Block, BlockState, Metrics
+from jaxlocal.block import Block, BlockState, DataAxis, Metrics
 from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement
 from jaxlocal.executors.loop import Run, evaluate_blocks, evaluation_keys, init_state, step_blocks, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
@@ -21,18 +23,18 @@ from jaxlocal.objective import Batch, Carry
 from jaxlocal.variables import Key, Variables, nbytes
 
 # Traced once for blocks of equal structure, however many there are.
-_update = jax.jit(block_lib.update, static_argnames=("block", "optimizer", "dtype"))
-_evaluate = jax.jit(block_lib.evaluate, static_argnames=("block", "dtype"))
+_update = jax.jit(block_lib.update, static_argnames=("block", "optimizer", "dtype", "axis"))
+_evaluate = jax.jit(block_lib.evaluate, static_argnames=("block", "dtype", "axis"))
 
 
-def _ordered(optimizer: optax.GradientTransformation | None, dtype: Any) -> Run:
+def _ordered(optimizer: optax.GradientTransformation | None, dtype: Any, axis: DataAxis | None) -> Run:
     def update(
         block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key
     ) -> tuple[BlockState, Carry, Metrics]:
-        return jax.lax.optimization_barrier(_update(block, optimizer, state, carry, batch, key, dtype=dtype))
+        return jax.lax.optimization_barrier(_update(block, optimizer, state, carry, batch, key, dtype=dtype, axis=axis))
 
     def evaluate(block: Block, variables: Variables, carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
-        return jax.lax.optimization_barrier(_evaluate(block, variables, carry, batch, key, dtype=dtype))
+        return jax.lax.optimization_barrier(_evaluate(block, variables, carry, batch, key, dtype=dtype, axis=axis))
 
     return Run(update, block_lib.sync, evaluate)
 
@@ -45,6 +47,7 @@ def train_step(
     batch: Batch,
     *,
     dtype: Any = jnp.float32,
+    axis: DataAxis | None = None,
 ) -> tuple[TrainState, BlockMetrics]:
     """One update of all blocks: a pure function of state and batch, for ``jax.jit``, ``jax.vmap`` and the like.
 
@@ -55,12 +58,13 @@ def train_step(
       state: before the step.
       batch: the examples.
       dtype: of the computation; parameters keep theirs.
+      axis: that the examples are split along, within a ``jax.pmap`` or ``jax.shard_map``.
 
     Returns:
       ``(state after the step, metrics of each block)``.
     """
-    keys = step_keys(state.key, state.step, len(blocks))
-    return step_blocks(_ordered(optimizer, dtype), blocks, feed, state, batch, keys)
+    keys = step_keys(state.key, state.step, len(blocks), axis)
+    return step_blocks(_ordered(optimizer, dtype, axis), blocks, feed, state, batch, keys)
 
 
 def fused(
@@ -70,7 +74,9 @@ def fused(
     *,
     prepare: Prepare = as_batch,
     dtype: Any = jnp.float32,
-    data_axes: Any = None,
+    batch_axes: Any = 0,
+    seeds: bool = False,
+    placement: Placement = ONE_DEVICE,
 ) -> Executor:
     """The executor that compiles all blocks, and ``prepare``, into one step.
 
@@ -80,29 +86,39 @@ def fused(
       optimizer: of every block.
       prepare: makes a batch of a step's data, inside the step.
       dtype: of the computation, ``float32`` or ``bfloat16`` (or ``float64`` under x64).
-      data_axes: trains several seeds together, states stacked along a leading axis: which
-        axis of each of a step's data goes with it, as ``in_axes`` of :func:`jax.vmap`.
-        Evaluation gives the same data to all. None trains one state.
+      batch_axes: which of a step's data belong to single examples (0: their first axis) and which to the
+        whole step (None): a tree prefix, as ``in_axes`` of :func:`jax.vmap`.
+      seeds: whether several seeds train together, states stacked along a leading axis. So are then the
+        data of ``batch_axes`` 0; evaluation gives the same data to all.
+      placement: the devices.
     """
+    axis = placement.axis
 
     def init(key: Key, batch: Batch) -> TrainState:
         return init_state(blocks, feed, optimizer, key, batch)
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
-        batch = prepare(data, step_keys(state.key, state.step, len(blocks)).prepare, train=True)
-        return train_step(blocks, feed, optimizer, state, batch, dtype=dtype)
+        batch = prepare(data, step_keys(state.key, state.step, len(blocks), axis).prepare, train=True)
+        return train_step(blocks, feed, optimizer, state, batch, dtype=dtype, axis=axis)
 
     def evaluate(state: TrainState, data: Any) -> BlockMetrics:
-        keys = evaluation_keys(state.key, len(blocks))
+        keys = evaluation_keys(state.key, len(blocks), axis)
         batch = prepare(data, keys.prepare, train=False)
-        return evaluate_blocks(_ordered(None, dtype), blocks, feed, state, batch, keys)
+        return evaluate_blocks(_ordered(None, dtype, axis), blocks, feed, state, batch, keys)
 
-    if data_axes is not None:
-        init, step, evaluate = jax.vmap(init, (0, None)), jax.vmap(step, (0, data_axes)), jax.vmap(evaluate, (0, None))
-    options = compiler_options(remat=any(block.remat for block in blocks))
-    compiled = jax.jit(step, donate_argnums=0, compiler_options=options)
+    if seeds:
+        init, step, evaluate = jax.vmap(init, (0, None)), jax.vmap(step, (0, batch_axes)), jax.vmap(evaluate, (0, None))
+    program = functools.partial(placement.program, options=compiler_options(remat=any(b.remat for b in blocks)))
+    step_program = program(step, (None, batch_axes), None, donate_argnums=0)
+    evaluate_program = program(evaluate, (None, batch_axes), None)
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
-        return (Program("step", 1, compiled.lower(state, data), nbytes((state, data))),)
+        args = state, placement.spread(data, batch_axes)
+        return (Program("step", 1, step_program.lower(*args), nbytes(args)),)
 
-    return Executor(init, compiled, jax.jit(evaluate, compiler_options=options), programs)
+    return Executor(
+        init=lambda key, batch: placement.replicate(init(key, batch)),
+        step=lambda state, data: step_program(state, placement.spread(data, batch_axes)),
+        evaluate=lambda state, data: evaluate_program(state, placement.spread(data, batch_axes)),
+        programs=programs,
+    )

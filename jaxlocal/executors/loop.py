@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal import block as block_lib
-from jaxlocal.block import Block, BlockState, Metrics
+from jaxlocal.block import Block, BlockState, DataAxis, Metrics
 from jaxlocal.executors.state import BlockMetrics, TrainState
 from jaxlocal.feed import Feed
 from jaxlocal.objective import Batch, Carry, no_sync
@@ -56,16 +56,21 @@ class StepKeys(NamedTuple):
     blocks: Any
 
 
-def step_keys(key: Key, step: Any, num_blocks: int) -> StepKeys:
-    """The keys of step ``step`` of a run whose key is ``key``."""
-    step_key = jax.random.fold_in(key, step)
+def step_keys(key: Key, step: Any, num_blocks: int, axis: DataAxis | None = None) -> StepKeys:
+    """The keys of step ``step`` of a run whose key is ``key``; along a mapped axis each device has its own."""
+    step_key = _own(jax.random.fold_in(key, step), axis)
     blocks = tuple(_pair(jax.random.fold_in(step_key, i)) for i in range(num_blocks))
     return StepKeys(jax.random.fold_in(step_key, num_blocks), blocks)
 
 
-def evaluation_keys(key: Key, num_blocks: int) -> StepKeys:
+def evaluation_keys(key: Key, num_blocks: int, axis: DataAxis | None = None) -> StepKeys:
     """The keys of every evaluation."""
+    key = _own(key, axis)
     return StepKeys(key, tuple(_pair(jax.random.fold_in(key, i)) for i in range(num_blocks)))
+
+
+def _own(key: Key, axis: DataAxis | None) -> Key:
+    return jax.random.fold_in(key, jax.lax.axis_index(axis.name)) if axis else key
 
 
 def _pair(key: Key) -> tuple[Key, Key]:

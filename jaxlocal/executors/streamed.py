@@ -15,13 +15,13 @@ import optax
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement
 from jaxlocal.executors.loop import (
     Run,
     StepKeys,
     evaluate_blocks,
     evaluation_keys,
     init_state,
-    stay,
     step_blocks,
     step_keys,
 )
@@ -38,7 +38,9 @@ def streamed(
     *,
     prepare: Prepare = as_batch,
     dtype: Any = jnp.float32,
-    data_axes: Any = None,
+    batch_axes: Any = 0,
+    seeds: bool = False,
+    placement: Placement = ONE_DEVICE,
     offload: bool = False,
 ) -> Executor:
     """The executor that compiles each block by itself.
@@ -49,29 +51,31 @@ def streamed(
       optimizer: of every block.
       prepare: makes a batch of a step's data, in a program of its own.
       dtype: as in :func:`jaxlocal.executors.fused`.
-      data_axes: as in :func:`jaxlocal.executors.fused`.
+      batch_axes: as in :func:`jaxlocal.executors.fused`.
+      seeds: as in :func:`jaxlocal.executors.fused`.
+      placement: the devices.
       offload: whether a block's parameters, head and optimizer state rest in host memory
         and are on the device only around the block's turn. The next block's transfer
         overlaps the present block's computation, so three states at most are on the device.
         Old states are not donated in host memory: it holds two of each during a step. Several
         seeds are initialised on the device.
     """
-    several = data_axes is not None
-    over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if several else (lambda f, axes=0: f)
+    axis = placement.axis
+    over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if seeds else (lambda f, axes=0: f)
 
     @functools.cache
     def update(block: Block) -> Any:
-        one = functools.partial(block_lib.update, block, optimizer, dtype=dtype)
-        return jax.jit(over_seeds(one), donate_argnums=0, compiler_options=_options(block))
+        one = over_seeds(functools.partial(block_lib.update, block, optimizer, dtype=dtype, axis=axis))
+        return placement.program(one, (None, 0, 0, 0), (None, 0, None), donate_argnums=0, options=_options(block))
 
     @functools.cache
     def sync(block: Block) -> Any:
-        return jax.jit(over_seeds(functools.partial(block_lib.sync, block)), donate_argnums=0)
+        return placement.program(over_seeds(functools.partial(block_lib.sync, block)), None, None, donate_argnums=0)
 
     @functools.cache
     def evaluate_one(block: Block) -> Any:
-        one = functools.partial(block_lib.evaluate, block, dtype=dtype)
-        return jax.jit(over_seeds(one), compiler_options=_options(block))
+        one = over_seeds(functools.partial(block_lib.evaluate, block, dtype=dtype, axis=axis))
+        return placement.program(one, (None, 0, 0, 0), (0, None), options=_options(block))
 
     run = Run(
         update=lambda block, *args: update(block)(*args),
@@ -82,47 +86,53 @@ def streamed(
         run = run._replace(fetch=_to_device, rest=_to_host, pace=_Pace())
 
     def fed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
-        return over_seeds(functools.partial(feed, index, train=train))(previous, batch, key)
+        return placement.each(over_seeds(functools.partial(feed, index, train=train)))(previous, batch, key)
 
     def init(key: Key, batch: Batch) -> TrainState:
-        rest = _to_host if offload else stay
-        if not several:
+        def rest(state: BlockState) -> BlockState:
+            state = placement.replicate(state)
+            return _to_host(state) if offload else state
+
+        if not seeds:
             return init_state(blocks, feed, optimizer, key, batch, rest)
         state = jax.vmap(lambda key: init_state(blocks, feed, optimizer, key, batch))(key)
         return TrainState(state.step, state.key, tuple(map(rest, state.blocks)))
 
-    @functools.partial(jax.jit, static_argnames="train")
-    def begin(key: Key, step: Any, data: Any, *, train: bool) -> tuple[Batch, StepKeys]:
+    def beginning(train: bool) -> Any:
         def one(key: Key, step: Any, data: Any) -> tuple[Batch, StepKeys]:
-            keys = step_keys(key, step, len(blocks)) if train else evaluation_keys(key, len(blocks))
+            keys = step_keys(key, step, len(blocks), axis) if train else evaluation_keys(key, len(blocks), axis)
             return prepare(data, keys.prepare, train=train), keys
 
-        return over_seeds(one, (0, 0, data_axes if train else None))(key, step, data)
+        of_data = batch_axes if train else None
+        return placement.program(over_seeds(one, (0, 0, of_data)), (None, None, batch_axes), (0, 0))
+
+    begin_step, begin_evaluation = beginning(train=True), beginning(train=False)
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
-        batch, keys = begin(state.key, state.step, data, train=True)
+        batch, keys = begin_step(state.key, state.step, placement.spread(data, batch_axes))
         return step_blocks(run, blocks, fed, state, batch, keys)
 
     def evaluate(state: TrainState, data: Any) -> BlockMetrics:
-        batch, keys = begin(state.key, state.step, data, train=False)
+        batch, keys = begin_evaluation(state.key, state.step, placement.spread(data, batch_axes))
         return evaluate_blocks(run, blocks, fed, state, batch, keys)
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
         """The step on abstract values, with every call lowered instead of run."""
         found: dict[Any, Program] = {}
 
-        def lower(what: str, program: Any, resident: int, *args: Any, **static: Any) -> Any:
+        def lower(what: str, program: Any, resident: int, *args: Any) -> Any:
             leaves, structure = jax.tree.flatten(args)
             same = (program, structure, tuple(map(abstract, leaves)))
             if same not in found:
-                found[same] = Program(what, 0, program.lower(*args, **static), resident)
+                found[same] = Program(what, 0, program.lower(*args), resident)
             seen = found[same]
             found[same] = seen._replace(times=seen.times + 1, resident=max(resident, seen.resident))
             return seen.lowered.out_info
 
         sizes = [nbytes(block) for block in state.blocks]
         here = [_window(sizes, i) if offload else sum(sizes) for i in range(len(sizes))]
-        batch, keys = lower("prepare", begin, nbytes(data) + here[0], state.key, state.step, data, train=True)
+        data = placement.spread(data, batch_axes)
+        batch, keys = lower("prepare", begin_step, nbytes(data) + here[0], state.key, state.step, data)
         base, turn = nbytes((data, batch)), iter(here)
 
         def lower_update(block: Block, old: BlockState, carry: Carry, *args: Any) -> Any:

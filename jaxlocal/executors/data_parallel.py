@@ -1,0 +1,192 @@
+"""The same program on several devices, each with its part of the batch and the whole state.
+
+Executors compile their programs by a :class:`Placement` and know nothing else of devices:
+:class:`OneDevice`, or :class:`DataParallel` over any number. A program sees one device's
+part. What is split over devices is averaged where it meets (:func:`jaxlocal.block.mean_over`), so
+states stay equal, and are ordinary replicated arrays outside.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlocal.block import DataAxis
+
+AXIS = "data"
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """Where programs run.
+
+    Attributes:
+      axis: that examples are split along; None on one device.
+      size: how many devices there are.
+    """
+
+    @property
+    def axis(self) -> DataAxis | None: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def program(
+        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
+    ) -> Any:
+        """Compiles ``f`` when it is called, as ``jax.jit`` does.
+
+        Args:
+          f: a pure function of one device's part.
+          inputs: for each argument, None (every device has all of it) or 0 (split), or a tree of these.
+          outputs: likewise, of the result.
+          donate_argnums: arguments whose memory the result may take.
+          options: of the compiler.
+        """
+
+    def replicate(self, tree: Any) -> Any:
+        """Every device gets all of it."""
+
+    def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """``f`` of split arguments, outside of programs."""
+
+    def spread(self, data: Any, axes: Any) -> Any:
+        """A step's data, to where programs take them. Abstract values will do.
+
+        Args:
+          data: as the executor is given them.
+          axes: a tree prefix of None (for all devices) and 0 (to be split along the first axis).
+        """
+
+
+class OneDevice:
+    """Everything on the default device."""
+
+    axis = None
+    size = 1
+
+    def program(
+        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
+    ) -> Any:
+        """``jax.jit``."""
+        del inputs, outputs
+        return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
+
+    def replicate(self, tree: Any) -> Any:
+        """The tree itself."""
+        return tree
+
+    def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """The function itself."""
+        return f
+
+    def spread(self, data: Any, axes: Any) -> Any:
+        """The data themselves."""
+        del axes
+        return data
+
+
+class DataParallel:
+    """Every device runs the program on its part of the batch.
+
+    Outside of programs, what is split has a leading axis of devices. ``pmap`` and ``shard_map`` give the same
+    numbers; ``jax.pmap`` takes no compiler options, so on a CPU a step takes more memory under it.
+
+    Args:
+      devices: to use.
+      mapping: the JAX transformation.
+      sync_batch_norm: whether batch norms take their statistics over the whole batch, rather than over
+        each device's part.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[jax.Device],
+        mapping: Literal["pmap", "shard_map"] = "pmap",
+        *,
+        sync_batch_norm: bool = False,
+    ) -> None:
+        self.axis = DataAxis(AXIS, sync_batch_norm)
+        self.size = len(devices)
+        self._devices, self._mapping = tuple(devices), mapping
+        self._mesh = Mesh(np.array(self._devices), (AXIS,))
+
+    def program(
+        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
+    ) -> Any:
+        """``jax.pmap``, or ``jax.shard_map`` under ``jax.jit``."""
+        if not jax.tree.leaves(inputs):  # of replicated arrays
+            return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
+        if self._mapping == "pmap":
+            return jax.pmap(
+                f,
+                AXIS,
+                in_axes=inputs,
+                out_axes=outputs,
+                devices=self._devices,
+                donate_argnums=donate_argnums,
+            )
+        # Under check_vma the mean of local gradients would come out multiplied by the number of devices.
+        mapped = jax.shard_map(
+            lambda *args: _mapped(lambda x: x[None], outputs, f(*_mapped(lambda x: x[0], inputs, args))),
+            mesh=self._mesh,
+            in_specs=_specs(inputs),
+            out_specs=_specs(outputs),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donate_argnums, compiler_options=options)
+
+    def replicate(self, tree: Any) -> Any:
+        """On every device."""
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return jax.tree.map(lambda x: x if _is_abstract(x) else jax.device_put(x, everywhere), tree)
+
+    def spread(self, data: Any, axes: Any) -> Any:
+        """Splits; what does not split evenly is given to every device whole, which changes no mean."""
+
+        def one(axis: int | None, part: Any) -> Any:
+            return self.replicate(part) if axis is None else jax.tree.map(self._split, part)
+
+        return jax.tree.map(one, axes, data, is_leaf=_is_none)
+
+    def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """For each device."""
+        return jax.vmap(f)
+
+    def _split(self, x: Any) -> Any:
+        n = self.size
+
+        def divided(x: Any) -> Any:
+            return (x if x.shape[0] % n == 0 else jnp.concatenate([x] * n)).reshape(n, -1, *x.shape[1:])
+
+        if _is_abstract(x):
+            return jax.eval_shape(divided, x)
+        return jax.device_put(divided(x), NamedSharding(self._mesh, PartitionSpec(AXIS)))
+
+
+def _mapped(f: Callable[[Any], Any], axes: Any, tree: Any) -> Any:
+    """``f`` of every leaf that is split."""
+
+    def one(axis: int | None, part: Any) -> Any:
+        return part if axis is None else jax.tree.map(f, part)
+
+    return jax.tree.map(one, axes, tree, is_leaf=_is_none)
+
+
+def _is_none(axis: Any) -> bool:
+    return axis is None
+
+
+def _is_abstract(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _specs(axes: Any) -> Any:
+    spec = {None: PartitionSpec(), 0: PartitionSpec(AXIS)}
+    return jax.tree.map(spec.__getitem__, axes, is_leaf=_is_none)
+
+
+ONE_DEVICE = OneDevice()

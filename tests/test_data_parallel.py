@@ -1,0 +1,126 @@
+"""Four devices against one: the same batch, the same numbers."""
+
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.build import build
+from experiments.cli import UserError
+from experiments.training import train_and_evaluate
+from jaxlocal import Batch, DataParallel, fused, rules, streamed
+from tests import toy
+from tests.test_contract import ROWS, rows
+from tests.test_programs import digits
+
+# Their losses compare examples with each other, or draw noise: a device sees its own part.
+OF_THE_PART = {"predsim", "composite"}
+
+
+def on_four(t: toy.Toy, make=fused, dtype=jnp.float32, **options):
+    return make(t.blocks, t.feed, toy.OPTIMIZER, dtype=dtype, placement=DataParallel(jax.devices()[:4], **options))
+
+
+def trained(executor, batch: Batch, state=None):
+    state = state or executor.init(jax.random.key(0), jax.tree.map(lambda x: x[:1], batch))
+    for _ in range(2):
+        state, metrics = executor.step(state, batch)
+    return jax.device_get((state.blocks, metrics, executor.evaluate(state, batch)))
+
+
+@pytest.mark.slow
+@rows
+def test_every_rule_on_four_devices(name):
+    """Under pmap and shard_map, fused and streamed; with batch norm over the whole batch as on one device."""
+    t = toy.make(ROWS[name][0])
+    results = [
+        trained(on_four(t, make, mapping=mapping, sync_batch_norm=True), t.batch)
+        for make, mapping in ((fused, "pmap"), (fused, "shard_map"), (streamed, "pmap"))
+    ]
+    if name not in OF_THE_PART:
+        results.append(trained(t.executor, t.batch))
+    for other in results[1:]:
+        chex.assert_trees_all_close(other, results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_one_device_and_four_differ_by_rounding_alone():
+    """In float64: sums are taken in another order, and nothing else."""
+    t = toy.make(rules.dgl())
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+
+        def wide(tree):
+            return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x, tree)
+
+        batch = wide(t.batch)
+        one = fused(t.blocks, t.feed, toy.OPTIMIZER, dtype=jnp.float64)
+        four = on_four(t, dtype=jnp.float64, sync_batch_norm=True)
+        (blocks, *_), (expected, *_) = (trained(executor, batch, wide(toy.copy(t.state))) for executor in (four, one))
+    assert {leaf.dtype for leaf in jax.tree.leaves(blocks)} == {np.dtype("float64")}
+    chex.assert_trees_all_close(blocks, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_without_synchronisation_a_device_normalises_its_part():
+    """Running statistics are the mean of the parts'; the variance of a part is smaller than the whole batch's."""
+    t = toy.make(rules.greedy())
+    normalised = []
+    for sync in (True, False):
+        state, _ = on_four(t, sync_batch_norm=sync).step(toy.copy(t.state), t.batch)
+        normalised.append(state.blocks[0].variables["batch_stats"]["unit_0"]["bn"])
+    whole, parts = normalised
+    np.testing.assert_allclose(parts["mean"], whole["mean"], rtol=1e-5, atol=1e-7)
+    assert (parts["var"] < whole["var"]).all()
+
+
+def test_each_device_draws_its_own_noise():
+    """Four equal parts: with one key they would drop the same features, and the mean would be a part's."""
+    t = toy.make(toy.composite())
+    quarter = jax.tree.map(lambda x: jnp.concatenate([x[:8]] * 4), t.batch)
+    _, metrics, _ = trained(on_four(t), quarter)
+    _, alone, _ = trained(t.executor, jax.tree.map(lambda x: x[:8], t.batch))
+    assert metrics[0]["loss"] != pytest.approx(alone[0]["loss"], rel=1e-6)
+
+
+def test_a_batch_that_does_not_split_is_evaluated_whole():
+    t = toy.make(rules.dgl())
+    odd = jax.tree.map(lambda x: x[:7], t.batch)
+    expected, found = (
+        jax.device_get(e.evaluate(e.init(jax.random.key(0), odd), odd)) for e in (t.executor, on_four(t))
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+
+
+def test_programs_are_of_one_device():
+    """The compiler's analysis of a step on four devices is of a quarter of the batch."""
+    t = toy.make(rules.greedy())
+    flops = []
+    for executor in (t.executor, on_four(t), on_four(t, streamed, mapping="shard_map")):
+        programs = executor.programs(t.state, t.batch)
+        flops.append(sum(p.times * p.lowered.compile().cost_analysis()["flops"] for p in programs))
+    assert flops[1] == pytest.approx(flops[0] / 4, rel=0.1)
+    assert flops[2] == pytest.approx(flops[0] / 4, rel=0.1)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    config = digits(eval_every="2 steps", data_parallel=True)
+    whole = train_and_evaluate(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    on_one = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
+    assert [(line["step"], line["split"]) for line in on_one.history] == [
+        (line["step"], line["split"]) for line in whole.history
+    ]
+    assert on_one.history[:2] == whole.history[:2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 30}, "batch_size 30 does not split evenly over 4 devices: choose a multiple of 4"),
+        ({"seeds": 2}, "seeds 2 with data_parallel"),
+    ],
+)
+def test_bad_configs(changes, message):
+    with pytest.raises(UserError, match=message):
+        build(digits(data_parallel=True, **changes))
