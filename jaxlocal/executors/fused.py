@@ -116,6 +116,8 @@ def fused(
         args = state, placement.spread(data, batch_axes)
         return (Program("step", 1, step_program.lower(*args), nbytes(args)),)
 
+    if axis is None:
+        return Executor(init, step_program, evaluate_program, programs)
     return Executor(
         init=lambda key, batch: placement.replicate(init(key, batch)),
         step=lambda state, data: step_program(state, placement.spread(data, batch_axes)),
