@@ -322,8 +322,9 @@ def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> l
     totals: list[list[dict[str, float]]] = [[{} for _ in experiment.blocks] for _ in range(config.seeds)]
     pending = []
     for start in range(0, n, config.eval_batch_size):
-        index = jnp.arange(start, min(start + config.eval_batch_size, n), dtype=jnp.int32)
-        pending.append((len(index), experiment.executor.evaluate(state, data.Examples(image, label, index))))
+        count = min(config.eval_batch_size, n - start)
+        index = experiment.placement.spread(start + experiment.placement.positions(count), 0)
+        pending.append((count, experiment.executor.evaluate(state, data.Examples(image, label, index))))
     for count, metrics in pending:
         for seed_totals, blocks in zip(totals, by_seed(metrics), strict=True):
             for total, block in zip(seed_totals, blocks, strict=True):

@@ -56,10 +56,10 @@ def examples(experiment: Experiment, config: ConfigDict) -> data.Examples:
 
 
 def chosen(experiment: Experiment, config: ConfigDict, step: int) -> jax.Array:
-    """Which examples step ``step`` learns from, ``[b]``; ``[seeds, b]`` if there are several seeds."""
-    n = len(experiment.dataset.train.label)
-    index = [data.batch_indices(config.seed + i, step, n, config.batch_size) for i in range(config.seeds)]
-    return jnp.asarray(index[0] if config.seeds == 1 else np.stack(index))
+    """Which examples step ``step`` learns from: ``[b]``, ``[seeds, b]``, or ``[devices, b]``."""
+    n, mine = len(experiment.dataset.train.label), experiment.placement.positions(config.batch_size)
+    index = [data.batch_indices(config.seed + i, step, n, config.batch_size)[mine] for i in range(config.seeds)]
+    return experiment.placement.spread(index[0] if config.seeds == 1 else np.stack(index), 0)
 
 
 def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first: data.Examples) -> Cost:

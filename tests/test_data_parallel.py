@@ -12,6 +12,7 @@ from experiments.build import build
 from experiments.cli import UserError
 from experiments.training import train_and_evaluate
 from jaxlocal import Batch, DataParallel, fused, rules, streamed
+from jaxlocal.executors import ONE_DEVICE
 from tests import toy
 from tests.test_contract import ROWS, rows
 from tests.test_programs import digits
@@ -20,12 +21,21 @@ from tests.test_programs import digits
 OF_THE_PART = {"predsim", "composite"}
 
 
+FOUR = DataParallel(jax.devices()[:4])
+
+
 def on_four(t: toy.Toy, make=fused, dtype=jnp.float32, **options):
     return make(t.blocks, t.feed, toy.OPTIMIZER, dtype=dtype, placement=DataParallel(jax.devices()[:4], **options))
 
 
-def trained(executor, batch: Batch, state=None):
+def parts(batch: Batch, placement=FOUR) -> Batch:
+    rows = placement.positions(len(batch.label))
+    return placement.spread(jax.tree.map(lambda x: np.asarray(x)[rows], batch), 0)
+
+
+def trained(executor, batch: Batch, state=None, placement=FOUR):
     state = state or executor.init(jax.random.key(0), jax.tree.map(lambda x: x[:1], batch))
+    batch = parts(batch, placement)
     for _ in range(2):
         state, metrics = executor.step(state, batch)
     return jax.device_get((state.blocks, metrics, executor.evaluate(state, batch)))
@@ -41,7 +51,7 @@ def test_every_rule_on_four_devices(name):
         for make, mapping in ((fused, "pmap"), (fused, "shard_map"), (streamed, "pmap"))
     ]
     if name not in OF_THE_PART:
-        results.append(trained(t.executor, t.batch))
+        results.append(trained(t.executor, t.batch, placement=ONE_DEVICE))
     for other in results[1:]:
         chex.assert_trees_all_close(other, results[0], rtol=1e-4, atol=1e-5)
 
@@ -57,7 +67,10 @@ def test_one_device_and_four_differ_by_rounding_alone():
         batch = wide(t.batch)
         one = fused(t.blocks, t.feed, toy.OPTIMIZER, dtype=jnp.float64)
         four = on_four(t, dtype=jnp.float64, sync_batch_norm=True)
-        (blocks, *_), (expected, *_) = (trained(executor, batch, wide(toy.copy(t.state))) for executor in (four, one))
+        (blocks, *_), (expected, *_) = (
+            trained(executor, batch, wide(toy.copy(t.state)), placement)
+            for executor, placement in ((four, FOUR), (one, ONE_DEVICE))
+        )
     assert {leaf.dtype for leaf in jax.tree.leaves(blocks)} == {np.dtype("float64")}
     chex.assert_trees_all_close(blocks, expected, rtol=1e-10, atol=1e-13)
 
@@ -67,11 +80,11 @@ def test_without_synchronisation_a_device_normalises_its_part():
     t = toy.make(rules.greedy())
     normalised = []
     for sync in (True, False):
-        state, _ = on_four(t, sync_batch_norm=sync).step(toy.copy(t.state), t.batch)
+        state, _ = on_four(t, sync_batch_norm=sync).step(toy.copy(t.state), parts(t.batch))
         normalised.append(state.blocks[0].variables["batch_stats"]["unit_0"]["bn"])
-    whole, parts = normalised
-    np.testing.assert_allclose(parts["mean"], whole["mean"], rtol=1e-5, atol=1e-7)
-    assert (parts["var"] < whole["var"]).all()
+    whole, of_parts = normalised
+    np.testing.assert_allclose(of_parts["mean"], whole["mean"], rtol=1e-5, atol=1e-7)
+    assert (of_parts["var"] < whole["var"]).all()
 
 
 def test_each_device_draws_its_own_noise():
@@ -79,7 +92,7 @@ def test_each_device_draws_its_own_noise():
     t = toy.make(toy.composite())
     quarter = jax.tree.map(lambda x: jnp.concatenate([x[:8]] * 4), t.batch)
     _, metrics, _ = trained(on_four(t), quarter)
-    _, alone, _ = trained(t.executor, jax.tree.map(lambda x: x[:8], t.batch))
+    _, alone, _ = trained(t.executor, jax.tree.map(lambda x: x[:8], t.batch), placement=ONE_DEVICE)
     assert metrics[0]["loss"] != pytest.approx(alone[0]["loss"], rel=1e-6)
 
 
@@ -87,7 +100,8 @@ def test_a_batch_that_does_not_split_is_evaluated_whole():
     t = toy.make(rules.dgl())
     odd = jax.tree.map(lambda x: x[:7], t.batch)
     expected, found = (
-        jax.device_get(e.evaluate(e.init(jax.random.key(0), odd), odd)) for e in (t.executor, on_four(t))
+        jax.device_get(e.evaluate(e.init(jax.random.key(0), odd), parts(odd, placement)))
+        for e, placement in ((t.executor, ONE_DEVICE), (on_four(t), FOUR))
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
@@ -97,7 +111,7 @@ def test_programs_are_of_one_device():
     t = toy.make(rules.greedy())
     flops = []
     for executor in (t.executor, on_four(t), on_four(t, streamed, mapping="shard_map")):
-        programs = executor.programs(t.state, t.batch)
+        programs = executor.programs(t.state, parts(t.batch, ONE_DEVICE if executor is t.executor else FOUR))
         flops.append(sum(p.times * p.lowered.compile().cost_analysis()["flops"] for p in programs))
     assert flops[1] == pytest.approx(flops[0] / 4, rel=0.1)
     assert flops[2] == pytest.approx(flops[0] / 4, rel=0.1)

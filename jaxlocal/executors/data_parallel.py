@@ -53,12 +53,18 @@ class Placement(Protocol):
     def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """``f`` of split arguments, outside of programs."""
 
+    def positions(self, n: int) -> np.ndarray:
+        """Which of a batch's ``n`` examples the devices of this process take, ``[n]`` or ``[devices, part of n]``.
+
+        Where ``n`` does not split evenly every device takes all examples, which changes no mean.
+        """
+
     def spread(self, data: Any, axes: Any) -> Any:
-        """A step's data, to where programs take them. Abstract values will do.
+        """A step's data, to where programs take them.
 
         Args:
-          data: as the executor is given them.
-          axes: a tree prefix of None (for all devices) and 0 (to be split along the first axis).
+          data: what is split at the :meth:`positions` of a batch; what is not, whole.
+          axes: a tree prefix of None (for all devices) and 0 (split).
         """
 
 
@@ -83,10 +89,14 @@ class OneDevice:
         """The function itself."""
         return f
 
+    def positions(self, n: int) -> np.ndarray:
+        """All of them."""
+        return np.arange(n, dtype=np.int32)
+
     def spread(self, data: Any, axes: Any) -> Any:
-        """The data themselves."""
+        """On the device."""
         del axes
-        return data
+        return jax.tree.map(jnp.asarray, data)
 
 
 class DataParallel:
@@ -142,10 +152,16 @@ class DataParallel:
     def replicate(self, tree: Any) -> Any:
         """On every device."""
         everywhere = NamedSharding(self._mesh, PartitionSpec())
-        return jax.tree.map(lambda x: x if _is_abstract(x) else jax.device_put(x, everywhere), tree)
+        return jax.tree.map(lambda x: jax.device_put(x, everywhere), tree)
+
+    def positions(self, n: int) -> np.ndarray:
+        """A row for each device."""
+        everyone = np.arange(n, dtype=np.int32)
+        rows = everyone.reshape(self.size, -1) if n % self.size == 0 else np.tile(everyone, (self.size, 1))
+        return rows[[device.process_index == jax.process_index() for device in self._devices]]
 
     def spread(self, data: Any, axes: Any) -> Any:
-        """Splits; what does not split evenly is given to every device whole, which changes no mean."""
+        """Along the devices."""
 
         def one(axis: int | None, part: Any) -> Any:
             return self.replicate(part) if axis is None else jax.tree.map(self._split, part)
@@ -156,15 +172,8 @@ class DataParallel:
         """For each device."""
         return jax.vmap(f)
 
-    def _split(self, x: Any) -> Any:
-        n = self.size
-
-        def divided(x: Any) -> Any:
-            return (x if x.shape[0] % n == 0 else jnp.concatenate([x] * n)).reshape(n, -1, *x.shape[1:])
-
-        if _is_abstract(x):
-            return jax.eval_shape(divided, x)
-        return jax.device_put(divided(x), NamedSharding(self._mesh, PartitionSpec(AXIS)))
+    def _split(self, x: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(NamedSharding(self._mesh, PartitionSpec(AXIS)), np.asarray(x))
 
 
 def _mapped(f: Callable[[Any], Any], axes: Any, tree: Any) -> Any:
@@ -178,10 +187,6 @@ def _mapped(f: Callable[[Any], Any], axes: Any, tree: Any) -> Any:
 
 def _is_none(axis: Any) -> bool:
     return axis is None
-
-
-def _is_abstract(x: Any) -> bool:
-    return isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _specs(axes: Any) -> Any:

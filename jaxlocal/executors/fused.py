@@ -113,14 +113,6 @@ def fused(
     evaluate_program = program(evaluate, (None, batch_axes), None)
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
-        args = state, placement.spread(data, batch_axes)
-        return (Program("step", 1, step_program.lower(*args), nbytes(args)),)
+        return (Program("step", 1, step_program.lower(state, data), nbytes((state, data))),)
 
-    if axis is None:
-        return Executor(init, step_program, evaluate_program, programs)
-    return Executor(
-        init=lambda key, batch: placement.replicate(init(key, batch)),
-        step=lambda state, data: step_program(state, placement.spread(data, batch_axes)),
-        evaluate=lambda state, data: evaluate_program(state, placement.spread(data, batch_axes)),
-        programs=programs,
-    )
+    return Executor(lambda key, batch: placement.replicate(init(key, batch)), step_program, evaluate_program, programs)

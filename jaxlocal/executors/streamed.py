@@ -109,11 +109,11 @@ def streamed(
     begin_step, begin_evaluation = beginning(train=True), beginning(train=False)
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
-        batch, keys = begin_step(state.key, state.step, placement.spread(data, batch_axes))
+        batch, keys = begin_step(state.key, state.step, data)
         return step_blocks(run, blocks, fed, state, batch, keys)
 
     def evaluate(state: TrainState, data: Any) -> BlockMetrics:
-        batch, keys = begin_evaluation(state.key, state.step, placement.spread(data, batch_axes))
+        batch, keys = begin_evaluation(state.key, state.step, data)
         return evaluate_blocks(run, blocks, fed, state, batch, keys)
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
@@ -131,7 +131,6 @@ def streamed(
 
         sizes = [nbytes(block) for block in state.blocks]
         here = [_window(sizes, i) if offload else sum(sizes) for i in range(len(sizes))]
-        data = placement.spread(data, batch_axes)
         batch, keys = lower("prepare", begin_step, nbytes(data) + here[0], state.key, state.step, data)
         base, turn = nbytes((data, batch)), iter(here)
 
