@@ -69,7 +69,7 @@ def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first
 
 def examples_of_a_device(experiment: Experiment, config: ConfigDict) -> int:
     """How many examples of a step each device learns from: the compiler's analyses are of one device."""
-    return config.batch_size * config.seeds // experiment.placement.size
+    return config.batch_size * config.seeds // len(experiment.placement.devices)
 
 
 def of_programs(programs: Sequence[Program], examples: int) -> Cost:

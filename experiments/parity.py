@@ -234,7 +234,7 @@ def compare(golden: Mapping[str, Any]) -> dict[str, Any]:
         for path, x in traverse_util.flatten_dict(dict(out.mutated)).items():
             running[table[path]] = running_after(path, np.asarray(x), counts[path])
         peer = filled[min(i + 1, len(filled) - 1)]  # the last block looks at none
-        synced = block_lib.sync(block, BlockState(variables, ()), BlockState(peer, ())).variables
+        synced = block_lib.sync(block, BlockState(variables, ()), block_lib.params_of(BlockState(peer, ()))).variables
         for path, x in traverse_util.flatten_dict({"ema": synced.get("ema", {})}).items():
             averages[table[path]] = reference.to_reference(np.asarray(x))
     assert out is not None

@@ -277,7 +277,7 @@ def measure(config: ConfigDict, dataset: data.Dataset) -> Measured:
         config=config,
         cuts=experiment.network.cuts,
         cost=Cost(
-            flops / (math.prod(batch) // experiment.placement.size),
+            flops / (math.prod(batch) // len(experiment.placement.devices)),
             max(cost.temporaries for cost in costs),
             max(totals),
         ),

@@ -238,17 +238,21 @@ def metrics_of(out: ObjectiveOut) -> Metrics:
     return {**out.metrics, "loss": out.loss}
 
 
-def sync(block: Block, state: BlockState, peer: BlockState, *, start: bool = False) -> BlockState:
+def params_of(state: BlockState) -> Any:
+    """What a block's neighbour may look at."""
+    return split(state.variables)[0]
+
+
+def sync(block: Block, state: BlockState, peer: Any, *, start: bool = False) -> BlockState:
     """Lets the block's objective look at the next block.
 
     Args:
       block: units and objective.
       state: of this block, updated.
-      peer: the next block, before its update.
+      peer: parameters of the next block, before its update.
       start: whether this is the beginning, before any step, rather than after an update.
     """
-    params, _ = split(peer.variables)
-    synced = nest(head=block.objective.sync(pick(state.variables, "head"), params, start=start))
+    synced = nest(head=block.objective.sync(pick(state.variables, "head"), peer, start=start))
     return BlockState(merge(state.variables, synced), state.opt_state)
 
 

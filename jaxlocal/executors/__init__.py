@@ -1,8 +1,9 @@
 """Executors run one step of all blocks; they differ in what is compiled together and where it lives."""
 
 from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import ONE_DEVICE, DataParallel, Placement
+from jaxlocal.executors.data_parallel import ONE_DEVICE, DataParallel, OneDevice, Placement
 from jaxlocal.executors.fused import fused
+from jaxlocal.executors.pipelined import block_seconds, pipelined
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState
 from jaxlocal.executors.streamed import streamed
 
@@ -11,10 +12,13 @@ __all__ = [
     "BlockMetrics",
     "DataParallel",
     "Executor",
+    "OneDevice",
     "Placement",
     "Program",
     "TrainState",
+    "block_seconds",
     "compiler_options",
     "fused",
+    "pipelined",
     "streamed",
 ]

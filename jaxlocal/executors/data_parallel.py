@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxlocal.block import DataAxis
+from jaxlocal.variables import abstract
 
 AXIS = "data"
 
@@ -25,14 +25,17 @@ class Placement(Protocol):
 
     Attributes:
       axis: that examples are split along; None on one device.
-      size: how many devices there are.
+      devices: of all processes.
     """
 
     @property
     def axis(self) -> DataAxis | None: ...
 
     @property
-    def size(self) -> int: ...
+    def devices(self) -> tuple[jax.Device, ...]: ...
+
+    def sharding(self, axis: int | None) -> jax.sharding.Sharding:
+        """Of arrays that every device has whole (None) or a part of (0)."""
 
     def program(
         self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
@@ -48,7 +51,7 @@ class Placement(Protocol):
         """
 
     def replicate(self, tree: Any) -> Any:
-        """Every device gets all of it."""
+        """Every device gets all of it. Of devices of other processes, shapes are all that is known."""
 
     def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """``f`` of split arguments, outside of programs."""
@@ -69,10 +72,26 @@ class Placement(Protocol):
 
 
 class OneDevice:
-    """Everything on the default device."""
+    """Everything on one device.
+
+    Args:
+      device: None for JAX's default.
+    """
 
     axis = None
-    size = 1
+
+    def __init__(self, device: jax.Device | None = None) -> None:
+        self._device = device
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """The one."""
+        return (self._device or jax.local_devices()[0],)
+
+    def sharding(self, axis: int | None) -> jax.sharding.Sharding:
+        """On the device."""
+        del axis
+        return SingleDeviceSharding(self.devices[0])
 
     def program(
         self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
@@ -82,8 +101,8 @@ class OneDevice:
         return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
 
     def replicate(self, tree: Any) -> Any:
-        """The tree itself."""
-        return tree
+        """On the device."""
+        return _put(self, tree, self._device)
 
     def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The function itself."""
@@ -96,7 +115,7 @@ class OneDevice:
     def spread(self, data: Any, axes: Any) -> Any:
         """On the device."""
         del axes
-        return jax.tree.map(jnp.asarray, data)
+        return _put(self, data, self._device)
 
 
 class DataParallel:
@@ -120,9 +139,12 @@ class DataParallel:
         sync_batch_norm: bool = False,
     ) -> None:
         self.axis = DataAxis(AXIS, sync_batch_norm)
-        self.size = len(devices)
-        self._devices, self._mapping = tuple(devices), mapping
-        self._mesh = Mesh(np.array(self._devices), (AXIS,))
+        self.devices, self._mapping = tuple(devices), mapping
+        self._mesh = Mesh(np.array(self.devices), (AXIS,))
+
+    def sharding(self, axis: int | None) -> jax.sharding.Sharding:
+        """Over the devices."""
+        return NamedSharding(self._mesh, _SPECS[axis])
 
     def program(
         self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
@@ -136,7 +158,7 @@ class DataParallel:
                 AXIS,
                 in_axes=inputs,
                 out_axes=outputs,
-                devices=self._devices,
+                devices=self.devices,
                 donate_argnums=donate_argnums,
             )
         # Under check_vma the mean of local gradients would come out multiplied by the number of devices.
@@ -151,14 +173,14 @@ class DataParallel:
 
     def replicate(self, tree: Any) -> Any:
         """On every device."""
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.device_put(x, everywhere), tree)
+        return _put(self, tree, self.sharding(None))
 
     def positions(self, n: int) -> np.ndarray:
         """A row for each device."""
         everyone = np.arange(n, dtype=np.int32)
-        rows = everyone.reshape(self.size, -1) if n % self.size == 0 else np.tile(everyone, (self.size, 1))
-        return rows[[device.process_index == jax.process_index() for device in self._devices]]
+        size = len(self.devices)
+        rows = everyone.reshape(size, -1) if n % size == 0 else np.tile(everyone, (size, 1))
+        return rows[[device.process_index == jax.process_index() for device in self.devices]]
 
     def spread(self, data: Any, axes: Any) -> Any:
         """Along the devices."""
@@ -172,8 +194,19 @@ class DataParallel:
         """For each device."""
         return jax.vmap(f)
 
-    def _split(self, x: Any) -> jax.Array:
-        return jax.make_array_from_process_local_data(NamedSharding(self._mesh, PartitionSpec(AXIS)), np.asarray(x))
+    def _split(self, x: Any) -> Any:
+        if not is_here(self):
+            return jax.ShapeDtypeStruct((len(self.devices), *x.shape[1:]), x.dtype)
+        return jax.make_array_from_process_local_data(self.sharding(0), np.asarray(x))
+
+
+def is_here(placement: Placement) -> bool:
+    """Whether any of its devices are this process's."""
+    return any(device.process_index == jax.process_index() for device in placement.devices)
+
+
+def _put(placement: Placement, tree: Any, where: Any) -> Any:
+    return jax.device_put(tree, where) if is_here(placement) else jax.tree.map(abstract, tree)
 
 
 def _mapped(f: Callable[[Any], Any], axes: Any, tree: Any) -> Any:
@@ -190,8 +223,10 @@ def _is_none(axis: Any) -> bool:
 
 
 def _specs(axes: Any) -> Any:
-    spec = {None: PartitionSpec(), 0: PartitionSpec(AXIS)}
-    return jax.tree.map(spec.__getitem__, axes, is_leaf=_is_none)
+    return jax.tree.map(_SPECS.__getitem__, axes, is_leaf=_is_none)
+
+
+_SPECS = {None: PartitionSpec(), 0: PartitionSpec(AXIS)}
 
 
 ONE_DEVICE = OneDevice()

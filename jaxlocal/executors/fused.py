@@ -16,7 +16,7 @@ from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState, DataAxis, Metrics
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement
-from jaxlocal.executors.loop import Run, evaluate_blocks, evaluation_keys, init_state, step_blocks, step_keys
+from jaxlocal.executors.loop import Run, Span, evaluation_keys, init_state, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry
@@ -27,7 +27,9 @@ _update = jax.jit(block_lib.update, static_argnames=("block", "optimizer", "dtyp
 _evaluate = jax.jit(block_lib.evaluate, static_argnames=("block", "dtype", "axis"))
 
 
-def _ordered(optimizer: optax.GradientTransformation | None, dtype: Any, axis: DataAxis | None) -> Run:
+def ordered(optimizer: optax.GradientTransformation | None, dtype: Any, axis: DataAxis | None) -> Run:
+    """Blocks within one program, each done before the next starts; without an optimizer, to evaluate only."""
+
     def update(
         block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key
     ) -> tuple[BlockState, Carry, Metrics]:
@@ -64,7 +66,9 @@ def train_step(
       ``(state after the step, metrics of each block)``.
     """
     keys = step_keys(state.key, state.step, len(blocks), axis)
-    return step_blocks(_ordered(optimizer, dtype, axis), blocks, feed, state, batch, keys)
+    run = ordered(optimizer, dtype, axis)
+    states, _, metrics = Span(blocks, feed).step(run, state.blocks, None, batch, keys)
+    return TrainState(state.step + 1, state.key, states), metrics
 
 
 def fused(
@@ -104,7 +108,7 @@ def fused(
     def evaluate(state: TrainState, data: Any) -> BlockMetrics:
         keys = evaluation_keys(state.key, len(blocks), axis)
         batch = prepare(data, keys.prepare, train=False)
-        return evaluate_blocks(_ordered(None, dtype, axis), blocks, feed, state, batch, keys)
+        return Span(blocks, feed).evaluate(ordered(None, dtype, axis), state.blocks, None, batch, keys)[1]
 
     if seeds:
         init, step, evaluate = jax.vmap(init, (0, None)), jax.vmap(step, (0, batch_axes)), jax.vmap(evaluate, (0, None))

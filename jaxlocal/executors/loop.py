@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     Attributes:
       update: ``(block, state, carry, batch, key) -> (state, carry, metrics)``; see :func:`jaxlocal.block.update`.
-      sync: ``(block, state, next block's state) -> state``.
+      sync: ``(block, state, next block's parameters) -> state``.
       evaluate: ``(block, variables, carry, batch, key) -> (carry, metrics)``.
       fetch: brings a block's state to where it is computed with; called while the block before is at work.
       rest: takes an updated state to where it waits for the next step.
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     """
 
     update: Callable[[Block, BlockState, Carry, Batch, Key], tuple[BlockState, Carry, Metrics]]
-    sync: Callable[[Block, BlockState, BlockState], BlockState]
+    sync: Callable[[Block, BlockState, Any], BlockState]
     evaluate: Callable[[Block, Variables, Carry, Batch, Key], tuple[Carry, Metrics]]
     fetch: Callable[[BlockState], BlockState] = stay
     rest: Callable[[BlockState], BlockState] = stay
@@ -104,53 +104,69 @@ def init_state(
         carry = feed(i, carry, batch, feed_key, train=False)
         state, carry = block_lib.init(block, block_key, carry, batch, optimizer)
         if before is not None:
-            states.append(rest(block_lib.sync(blocks[i - 1], before, state, start=True)))
+            states.append(rest(block_lib.sync(blocks[i - 1], before, block_lib.params_of(state), start=True)))
         before = state
     states.append(rest(state))
     return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))
 
 
-def _fetched(run: Run, state: TrainState) -> Iterator[tuple[Any, Any]]:
-    """Each block's state and the next one's (None after the last), which is fetched by then."""
-    coming: Any = run.fetch(state.blocks[0])
-    for later in (*state.blocks[1:], None):
-        present, coming = coming, None if later is None else run.fetch(later)
-        yield present, coming
+class Span(NamedTuple):
+    """Consecutive blocks of a network, and what runs through them.
 
-
-def step_blocks(
-    run: Run, blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, keys: StepKeys
-) -> tuple[TrainState, Any]:
-    """One update of all blocks.
-
-    Returns:
-      ``(state after the step, metrics of each block)``; shapes where ``run`` only finds shapes.
+    Attributes:
+      blocks: all of them, or some.
+      feed: of the rule.
+      first: index in the network of the first of these blocks.
     """
-    carry: Carry = None
-    states: list[BlockState] = []
-    metrics: list[Metrics] = []
-    for i, (block, (old, coming)) in enumerate(zip(blocks, _fetched(run, state), strict=True)):
-        feed_key, block_key = keys.blocks[i]
-        carry = feed(i, carry, batch, feed_key, train=True)
-        new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
-        if block.objective.sync is not no_sync:
-            new = run.sync(block, new, coming)
-        states.append(run.rest(new))
-        metrics.append(block_metrics)
-        run.pace(states[-1])
-    return TrainState(state.step + 1, state.key, tuple(states)), tuple(metrics)
 
+    blocks: Sequence[Block]
+    feed: Feed
+    first: int = 0
 
-def evaluate_blocks(
-    run: Run, blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, keys: StepKeys
-) -> BlockMetrics:
-    """Loss and metrics at every exit."""
-    carry: Carry = None
-    metrics: list[Metrics] = []
-    for i, (block, (present, _)) in enumerate(zip(blocks, _fetched(run, state), strict=True)):
-        feed_key, block_key = keys.blocks[i]
-        carry = feed(i, carry, batch, feed_key, train=False)
-        carry, block_metrics = run.evaluate(block, present.variables, carry, batch, block_key)
-        metrics.append(block_metrics)
-        run.pace(block_metrics)
-    return tuple(metrics)
+    def step(
+        self, run: Run, states: Sequence[Any], carry: Carry, batch: Batch, keys: StepKeys
+    ) -> tuple[tuple[Any, ...], Carry, Any]:
+        """One update of these blocks. A last one that looks at the next block is left to do so.
+
+        Args:
+          run: how one block is run.
+          states: of these blocks.
+          carry: the output of the block before; None at the beginning.
+          batch: the examples.
+          keys: of the step, for all blocks of the network.
+
+        Returns:
+          ``(new states, the last block's output, metrics of each block)``; shapes where ``run`` only finds shapes.
+        """
+        new_states: list[BlockState] = []
+        metrics: list[Metrics] = []
+        for i, block, old, coming in self._fetched(run, states):
+            feed_key, block_key = keys.blocks[i]
+            carry = self.feed(i, carry, batch, feed_key, train=True)
+            new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
+            if coming is not None and block.objective.sync is not no_sync:
+                new = run.sync(block, new, block_lib.params_of(coming))
+            new_states.append(run.rest(new))
+            metrics.append(block_metrics)
+            run.pace(new_states[-1])
+        return tuple(new_states), carry, tuple(metrics)
+
+    def evaluate(
+        self, run: Run, states: Sequence[Any], carry: Carry, batch: Batch, keys: StepKeys
+    ) -> tuple[Carry, BlockMetrics]:
+        """Loss and metrics at every exit: ``(the last block's output, metrics of each block)``."""
+        metrics: list[Metrics] = []
+        for i, block, present, _ in self._fetched(run, states):
+            feed_key, block_key = keys.blocks[i]
+            carry = self.feed(i, carry, batch, feed_key, train=False)
+            carry, block_metrics = run.evaluate(block, present.variables, carry, batch, block_key)
+            metrics.append(block_metrics)
+            run.pace(block_metrics)
+        return carry, tuple(metrics)
+
+    def _fetched(self, run: Run, states: Sequence[Any]) -> Iterator[tuple[int, Block, Any, Any]]:
+        """Each block's index, itself, its state and the next one's (None after the last), which is fetched by then."""
+        coming: Any = run.fetch(states[0])
+        for i, (block, later) in enumerate(zip(self.blocks, (*states[1:], None), strict=True), self.first):
+            present, coming = coming, None if later is None else run.fetch(later)
+            yield i, block, present, coming

@@ -57,12 +57,16 @@ class Executor(NamedTuple):
       evaluate: ``(state, data) -> metrics`` at every exit, on running statistics.
       programs: ``(state, data) -> programs`` of a step, in the order in which they first run. Abstract
         values will do.
+      place: ``(state) -> state``, of one that is whole in this process; every block goes where it is computed with.
+      gather: what ``blocks`` of a state, or metrics, hold of blocks that belong to other processes is brought here.
     """
 
     init: Callable[[Key, Batch], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, BlockMetrics]]
     evaluate: Callable[[TrainState, Any], BlockMetrics]
     programs: Callable[[TrainState, Any], tuple[Program, ...]]
+    place: Callable[[TrainState], TrainState] = lambda state: state
+    gather: Callable[[Any], Any] = lambda of_blocks: of_blocks
 
 
 def as_batch(data: Batch, key: Key, *, train: bool) -> Batch:

@@ -18,11 +18,10 @@ from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement
 from jaxlocal.executors.loop import (
     Run,
+    Span,
     StepKeys,
-    evaluate_blocks,
     evaluation_keys,
     init_state,
-    step_blocks,
     step_keys,
 )
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
@@ -110,11 +109,12 @@ def streamed(
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
         batch, keys = begin_step(state.key, state.step, data)
-        return step_blocks(run, blocks, fed, state, batch, keys)
+        states, _, metrics = Span(blocks, fed).step(run, state.blocks, None, batch, keys)
+        return TrainState(state.step + 1, state.key, states), metrics
 
     def evaluate(state: TrainState, data: Any) -> BlockMetrics:
         batch, keys = begin_evaluation(state.key, state.step, data)
-        return evaluate_blocks(run, blocks, fed, state, batch, keys)
+        return Span(blocks, fed).evaluate(run, state.blocks, None, batch, keys)[1]
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
         """The step on abstract values, with every call lowered instead of run."""
@@ -137,15 +137,14 @@ def streamed(
         def lower_update(block: Block, old: BlockState, carry: Carry, *args: Any) -> Any:
             return lower("update", update(block), base + next(turn) + nbytes(carry), old, carry, *args)
 
-        def lower_sync(block: Block, *states: BlockState) -> Any:
-            return lower("sync", sync(block), base + max(here), *states)
+        def lower_sync(block: Block, *args: Any) -> Any:
+            return lower("sync", sync(block), base + max(here), *args)
 
         def feed_shape(index: int, previous: Carry, batch: Batch, key: Any, *, train: bool) -> Carry:
             return jax.eval_shape(functools.partial(fed, index, train=train), previous, batch, key)
 
-        shapes = TrainState(0, state.key, jax.tree.map(abstract, state.blocks))
-        lowering = Run(lower_update, lower_sync, run.evaluate)
-        step_blocks(lowering, blocks, feed_shape, shapes, batch, keys)
+        shapes = jax.tree.map(abstract, state.blocks)
+        Span(blocks, feed_shape).step(Run(lower_update, lower_sync, run.evaluate), shapes, None, batch, keys)
         return tuple(found.values())
 
     return Executor(init, step, evaluate, programs)

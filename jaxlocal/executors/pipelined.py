@@ -1,0 +1,306 @@
+"""Consecutive blocks on devices of their own, each at work on another batch: what backprop cannot do.
+
+Blocks are grouped into *stages*, one for each placement. Activations flow forward only, so stage s works on batch
+t - s while stage 0 works on batch t, and no device waits for a backward pass. Every block computes from
+the values that it would have on one device, so the results are those of the other executors, step for step. That
+holds for MAN too: a block looks at the next one after its update on the batch before, which by then is just done, so
+across stages parameters travel back once a step, and nothing is stale.
+
+The stages may belong to several processes. Each process then holds the states of its own stages, with abstract
+values in place of the others', and all of them call the executor alike.
+"""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlocal import block as block_lib
+from jaxlocal.block import Block, BlockState, Metrics
+from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.data_parallel import AXIS, Placement, is_here
+from jaxlocal.executors.fused import ordered
+from jaxlocal.executors.loop import Span, evaluation_keys, init_state, step_keys
+from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
+from jaxlocal.feed import Feed, Prepare
+from jaxlocal.objective import Batch, Carry, no_sync
+from jaxlocal.variables import Key, abstract, nbytes
+
+STAGE = "stage"
+ROUNDS = 4  # of a measurement, the first of which compiles
+
+
+class Link:
+    """Copies arrays from the devices of one placement to those of another, one to one.
+
+    Within a process copies are direct. Between processes they are a collective: all processes of both placements
+    have to make the same calls in the same order.
+
+    Args:
+      source: where arrays are.
+      target: of as many devices.
+    """
+
+    def __init__(self, source: Placement, target: Placement) -> None:
+        self._source, self._target = source, target
+        self._pairs = dict(zip(source.devices, target.devices, strict=True))
+        self._direct = all(a.process_index == b.process_index for a, b in self._pairs.items())
+        self._mesh = Mesh(np.array([source.devices, target.devices]), (STAGE, AXIS))
+        self._shift = functools.cache(self._shift_of)
+
+    def __call__(self, tree: Any, axes: Any) -> Any:
+        """The tree on the target; shapes, as they are on the source, if none of its devices are this process's.
+
+        Args:
+          tree: of arrays of the source; where the process has none of its devices, their shapes.
+          axes: a tree prefix of None (every device has all of it) and 0 (split).
+        """
+        if not (is_here(self._source) or is_here(self._target)):
+            return tree
+        flat, structure = jax.tree.flatten(tree)
+        axes = jax.tree.leaves(jax.tree.broadcast(axes, tree, is_leaf=lambda x: x is None), is_leaf=lambda x: x is None)
+        if self._direct:
+            pieces = [[jax.device_put(piece, self._pairs[at]) for at, piece in _pieces(x).items()] for x in flat]
+        else:
+            pieces = self._across(flat, axes)
+        if not is_here(self._target):
+            return jax.tree.map(abstract, tree)
+        moved = [
+            jax.make_array_from_single_device_arrays(x.shape, self._target.sharding(axis), pieces_of_x)
+            for x, axis, pieces_of_x in zip(flat, axes, pieces, strict=True)
+        ]
+        return jax.tree.unflatten(structure, moved)
+
+    def _across(self, flat: Sequence[Any], axes: Sequence[int | None]) -> list[list[jax.Array]]:
+        """The pieces of each array on this process's devices of the target, by a collective over both placements."""
+        specs = tuple(
+            PartitionSpec(STAGE, AXIS) if axis == 0 and self._source.axis else PartitionSpec(STAGE) for axis in axes
+        )
+        both = [
+            self._of_both(x, axis, NamedSharding(self._mesh, spec))
+            for x, axis, spec in zip(flat, axes, specs, strict=True)
+        ]
+        moved = self._shift(specs)(*both)
+        return [[piece[0] for at, piece in _pieces(x).items() if at in self._target.devices] for x in moved]
+
+    def _of_both(self, x: Any, axis: int | None, sharding: NamedSharding) -> jax.Array:
+        """The array on the source beside nothing on the target."""
+        shape = self._source.sharding(axis).shard_shape(x.shape)
+        here = _pieces(x) if is_here(self._source) else {}
+        pieces = [
+            here[at][None] if at in here else jax.device_put(np.zeros((1, *shape), x.dtype), at)
+            for at in sharding.addressable_devices_indices_map((2, *x.shape))
+        ]
+        return jax.make_array_from_single_device_arrays((2, *x.shape), sharding, pieces)
+
+    def _shift_of(self, specs: tuple[PartitionSpec, ...]) -> Any:
+        def shift(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            return tuple(jax.lax.ppermute(x, STAGE, [(0, 1)]) for x in arrays)
+
+        return jax.jit(jax.shard_map(shift, mesh=self._mesh, in_specs=specs, out_specs=specs, check_vma=False))
+
+
+def _pieces(x: jax.Array) -> dict[jax.Device, jax.Array]:
+    return {shard.device: shard.data for shard in x.addressable_shards}
+
+
+def pipelined(
+    blocks: tuple[Block, ...],
+    feed: Feed,
+    optimizer: optax.GradientTransformation,
+    *,
+    placements: Sequence[Placement],
+    starts: Sequence[int],
+    prepare: Prepare = as_batch,
+    dtype: Any = jnp.float32,
+    batch_axes: Any = 0,
+    seeds: bool = False,
+) -> Executor:
+    """The executor that gives each stage its own devices, and compiles it into one program.
+
+    Steps are dispatched without waiting: a metric is there when its batch has left the block. As many batches as
+    there are stages, and one more, are under way at most.
+
+    Args:
+      blocks: from :func:`jaxlocal.block.make_blocks`.
+      feed: of the rule.
+      optimizer: of every block.
+      placements: the devices of each stage, as many in each.
+      starts: the first block of each stage but stage 0.
+      prepare: makes a batch of a step's data, in stage 0.
+      dtype: as in :func:`jaxlocal.executors.fused`.
+      batch_axes: as in :func:`jaxlocal.executors.fused`.
+      seeds: as in :func:`jaxlocal.executors.fused`.
+
+    Raises:
+      ValueError: if the stages do not fit the blocks or the placements.
+    """
+    bounds = list(pairwise((0, *starts, len(blocks))))
+    if len(placements) != len(bounds) or any(first >= end for first, end in bounds):
+        raise ValueError(
+            f"stages that start at blocks {(0, *starts)} on {len(placements)} placements: give every placement "
+            f"at least one of the {len(blocks)} blocks, in order"
+        )
+    spans = [Span(blocks[first:end], feed, first) for first, end in bounds]
+    last, axis = len(spans) - 1, placements[0].axis
+    over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if seeds else (lambda f, axes=0: f)
+    onward = [Link(a, b) for a, b in pairwise(placements)]
+    back = [Link(b, a) for a, b in pairwise(placements)]
+    under_way: deque[Any] = deque()  # metrics of the steps that were dispatched last
+
+    @functools.cache
+    def program(index: int, train: bool) -> Any:
+        """Of a stage: ``(key, step, states, source) -> (new states, metrics, source of the next stage)``."""
+        span = spans[index]
+        run = ordered(optimizer if train else None, dtype, axis)
+
+        def stage(key: Key, step: Any, states: Any, source: Any) -> tuple[Any, Any, Any]:
+            keys = step_keys(key, step, len(blocks), axis) if train else evaluation_keys(key, len(blocks), axis)
+            carry, batch = source if index else (None, prepare(source, keys.prepare, train=train))
+            if train:
+                states, carry, metrics = span.step(run, states, carry, batch, keys)
+            else:
+                carry, metrics = span.evaluate(run, states, carry, batch, keys)
+            return states if train else (), metrics, (carry, batch) if index < last else ()
+
+        of_source = 0 if index else batch_axes
+        return placements[index].program(
+            over_seeds(stage, (0, 0, 0, of_source if index or train else None)),
+            (None, None, None, of_source),
+            (None, None, 0),
+            donate_argnums=2 if train else (),
+            options=compiler_options(remat=any(block.remat for block in span.blocks)),
+        )
+
+    @functools.cache
+    def sync(index: int) -> Any:
+        """Of a stage's last block."""
+        one = over_seeds(functools.partial(block_lib.sync, spans[index].blocks[-1]))
+        return placements[index].program(one, None, None, donate_argnums=0)
+
+    def looks_on(index: int) -> bool:
+        """Whether a stage's last block has to see the next stage."""
+        return spans[index].blocks[-1].objective.sync is not no_sync
+
+    @functools.cache
+    def shapes(index: int, train: bool, leaves: Any, structure: Any) -> Any:
+        return jax.eval_shape(program(index, train), *jax.tree.unflatten(structure, leaves))
+
+    def call(index: int, train: bool, state: TrainState, *args: Any) -> Any:
+        """Runs a stage if it is here; else only its shapes are known."""
+        args = *placements[index].replicate((state.key, state.step)), *args
+        if is_here(placements[index]):
+            return program(index, train)(*args)
+        leaves, structure = jax.tree.flatten(args)
+        return shapes(index, train, tuple(leaves), structure)
+
+    def flow(state: TrainState, source: Any, *, train: bool) -> tuple[list[BlockState], list[Any]]:
+        """Dispatches every stage: ``(new states, metrics)``."""
+        states: list[BlockState] = []
+        metrics: list[Any] = []
+        for i, old in enumerate(per_stage(state.blocks)):
+            if i:
+                source = onward[i - 1](source, 0)
+            if i and train and looks_on(i - 1):
+                peer = back[i - 1](block_lib.params_of(old[0]), None)
+                states[-1] = sync(i - 1)(states[-1], peer) if is_here(placements[i - 1]) else states[-1]
+            new, of_stage, source = call(i, train, state, old, source)
+            states += new
+            metrics += of_stage
+        return states, metrics
+
+    def per_stage(of_blocks: Any) -> list[Any]:
+        return [of_blocks[first:end] for first, end in bounds]
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        one = functools.partial(init_state, blocks, feed, optimizer)
+        return place(jax.vmap(one, (0, None))(key, batch) if seeds else one(key, batch))
+
+    def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
+        if len(under_way) > last + 1:
+            jax.block_until_ready(under_way.popleft())
+        states, metrics = flow(state, data, train=True)
+        under_way.append(metrics)
+        return TrainState(state.step + 1, state.key, tuple(states)), tuple(metrics)
+
+    def evaluate(state: TrainState, data: Any) -> BlockMetrics:
+        return tuple(flow(state, data, train=False)[1])
+
+    def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
+        """Of the stages that are here. Before each, every batch under way may be waiting."""
+        found = []
+        source = data
+        for i, old in enumerate(per_stage(state.blocks)):
+            args = jax.tree.map(abstract, (state.key, state.step, old, source))
+            if is_here(placements[i]):
+                waiting = nbytes(source) * (last + 2 if i else 1)
+                found.append(Program(f"stage {i}", 1, program(i, True).lower(*args), nbytes(old) + waiting))
+            source = jax.eval_shape(program(i, True), *args)[2]
+        return tuple(found)
+
+    def place(state: TrainState) -> TrainState:
+        placed: list[Any] = []
+        for placement, states in zip(placements, per_stage(state.blocks), strict=True):
+            placed += placement.replicate(states)
+        return TrainState(state.step, state.key, tuple(placed))
+
+    def gather(of_blocks: Any) -> Any:
+        if all(map(is_here, placements)):
+            return of_blocks
+        gathered: list[Any] = []
+        for placement, tree in zip(placements, per_stage(of_blocks), strict=True):
+            owner = placement.devices[0].process_index == jax.process_index()
+            own = jax.tree.map(np.asarray if owner else lambda x: np.zeros(x.shape, x.dtype), tree)
+            gathered += multihost_utils.broadcast_one_to_all(own, is_source=owner)
+        return tuple(gathered)
+
+    return Executor(init, step, evaluate, programs, place, gather)
+
+
+def block_seconds(
+    blocks: Sequence[Block],
+    feed: Feed,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    dtype: Any = jnp.float32,
+) -> tuple[float, ...]:
+    """Seconds that each block's update takes on the state's device: the least of a few, so that stages can be balanced.
+
+    Args:
+      blocks: of the whole network.
+      feed: of the rule.
+      optimizer: of every block.
+      state: is left as it is.
+      batch: the examples of one device.
+      dtype: of the computation.
+    """
+
+    @functools.cache
+    def compiled(block: Block) -> Any:
+        return jax.jit(functools.partial(block_lib.update, block, optimizer, dtype=dtype))
+
+    def timed(
+        block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key
+    ) -> tuple[BlockState, Carry, Metrics]:
+        jax.block_until_ready((state, carry))
+        began = time.perf_counter()
+        out = jax.block_until_ready(compiled(block)(state, carry, batch, key))
+        taken.append(time.perf_counter() - began)
+        return out
+
+    taken: list[float] = []
+    run = ordered(None, dtype, None)._replace(update=timed)
+    for i in range(ROUNDS):
+        Span(blocks, feed).step(run, state.blocks, None, batch, step_keys(state.key, i, len(blocks)))
+    rounds = np.array(taken).reshape(ROUNDS, len(blocks))
+    return tuple(rounds[1:].min(0).tolist())
