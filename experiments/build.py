@@ -4,6 +4,7 @@ import functools
 import os
 import platform
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -15,12 +16,13 @@ from ml_collections import ConfigDict
 import jaxlocal
 from experiments.cli import UserError, one_of, user_input
 from experiments.configs import common
+from experiments.devices import placements, starts
 from experiments.optimizers import OPTIMIZERS, cosine_with_warmup
 from experiments.record import by_seed
 from experiments.registry import MODELS, make, make_rule
 from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
-from jaxlocal.executors import ONE_DEVICE, DataParallel, Executor, Placement, TrainState, fused, streamed
+from jaxlocal.executors import Executor, Placement, TrainState, fused, pipelined, streamed
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
@@ -31,6 +33,7 @@ EXECUTORS: dict[str, Any] = {
     "fused": fused,
     "streamed": streamed,
     "streamed+offload": functools.partial(streamed, offload=True),
+    "pipelined": pipelined,
 }
 
 
@@ -44,7 +47,8 @@ class Experiment(NamedTuple):
       feed: of the rule.
       optimizer: of every block.
       schedule: step -> learning rate.
-      placement: the devices that programs run on.
+      placement: the devices that data go to: all, or those of the first stage.
+      stages: the first block of each stage; one stage unless blocks are pipelined.
       executor: the compiled step and evaluation.
       steps_per_epoch: whole batches in the training split.
       num_steps: of the whole run.
@@ -59,6 +63,7 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     placement: Placement
+    stages: tuple[int, ...]
     executor: Executor
     steps_per_epoch: int
     num_steps: int
@@ -74,12 +79,15 @@ class Experiment(NamedTuple):
             return self.executor.init(keys[0] if len(keys) == 1 else jnp.stack(keys), batch)
 
 
-def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment:
+def build(
+    config: ConfigDict, dataset: data.Dataset | None = None, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
     """Builds a config, cheapest checks first.
 
     Args:
       config: as :mod:`experiments.configs` makes them.
       dataset: the one that the config names, if it was loaded before.
+      devices: that data_parallel and pipelined use; None for all.
 
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
@@ -131,12 +139,15 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
     )
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
+    where = placements(config, len(blocks), devices)
+    images = (config.batch_size // len(where[0].devices), *dataset.train.image.shape[1:])
+    stages = starts(where, blocks, local_rule.feed, optimizer, images, dtype)
     options = {
         "prepare": data.prepare_with(data.recipe(config.dataset)),
         "dtype": dtype,
         "batch_axes": data.Examples(None, None, 0),  # type: ignore[arg-type]
         "seeds": config.seeds > 1,
-        "placement": _placement(config),
+        **({"placements": where, "starts": stages} if executor is pipelined else {"placement": where[0]}),
     }
     return Experiment(
         dataset=dataset,
@@ -145,28 +156,14 @@ def build(config: ConfigDict, dataset: data.Dataset | None = None) -> Experiment
         feed=local_rule.feed,
         optimizer=optimizer,
         schedule=schedule,
-        placement=options["placement"],
+        placement=where[0],
+        stages=(0, *stages),
         executor=executor(blocks, local_rule.feed, optimizer, **options),
         steps_per_epoch=per_epoch,
         num_steps=steps["duration"],
         eval_every=steps["eval_every"],
         log_every=steps["log_every"],
     )
-
-
-def _placement(config: ConfigDict) -> Placement:
-    """One device, or all of them with equal parts of each batch."""
-    if not config.data_parallel:
-        return ONE_DEVICE
-    devices = jax.devices()
-    if config.seeds > 1:
-        raise UserError(f"seeds {config.seeds} with data_parallel: train seeds together on one device, or one by one")
-    if config.batch_size % len(devices):
-        raise UserError(
-            f"batch_size {config.batch_size} does not split evenly over {len(devices)} devices: "
-            f"choose a multiple of {len(devices)}"
-        )
-    return DataParallel(devices, sync_batch_norm=config.sync_batch_norm)
 
 
 def _load(config: ConfigDict) -> data.Dataset:
@@ -294,6 +291,7 @@ def describe(experiment: Experiment, state: TrainState, seeds: int = 1) -> dict[
     return {
         "units": len(experiment.network.units),
         "cuts": list(experiment.network.cuts),
+        "stages": list(experiment.stages),
         "parameters": [counts(block) for block in state.blocks],
         "train_examples": len(experiment.dataset.train.label),
         "test_examples": len(experiment.dataset.test.label),
@@ -324,7 +322,8 @@ def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> l
     for start in range(0, n, config.eval_batch_size):
         count = min(config.eval_batch_size, n - start)
         index = experiment.placement.spread(start + experiment.placement.positions(count), 0)
-        pending.append((count, experiment.executor.evaluate(state, data.Examples(image, label, index))))
+        metrics = experiment.executor.evaluate(state, data.Examples(image, label, index))
+        pending.append((count, experiment.executor.gather(metrics)))
     for count, metrics in pending:
         for seed_totals, blocks in zip(totals, by_seed(metrics), strict=True):
             for total, block in zip(seed_totals, blocks, strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from experiments import processes
 from experiments.cli import UserError
 from jaxlocal.executors import TrainState
 
@@ -105,11 +106,13 @@ class Checkpoints:
     def _set_aside(self, failures: dict[int, UserError]) -> None:
         for step, error in failures.items():
             target = self._workdir / "damaged" / str(step)
-            target.parent.mkdir(exist_ok=True)
-            if not target.exists():
-                (self._manager.directory / str(step)).rename(target)
-            print(f"warning: {error}; it is in {target} now, going on from an earlier one", file=sys.stderr)
+            if processes.first():
+                target.parent.mkdir(exist_ok=True)
+                if not target.exists():
+                    (self._manager.directory / str(step)).rename(target)
+                print(f"warning: {error}; it is in {target} now, going on from an earlier one", file=sys.stderr)
         if failures:
+            processes.together("set aside")
             self._manager.reload()
 
 

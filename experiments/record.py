@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from experiments import processes
 from jaxlocal.executors import BlockMetrics
 
 Blocks = Sequence[Mapping[str, float]]  # the metrics of each block
@@ -47,15 +48,20 @@ def tested(history: Sequence[Mapping[str, Any]], step: int) -> list[list[dict[st
 
 
 class Recorder:
-    """Writes metrics. After a restart at ``step``, lines of later steps are dropped, so none is repeated."""
+    """Writes metrics. After a restart at ``step``, lines of later steps are dropped, so none is repeated.
+
+    Of several processes the first one writes; the others only remember.
+    """
 
     def __init__(self, workdir: Path, step: int, first_seed: int = 0) -> None:
         self._first_seed = first_seed
-        self._path = workdir / "metrics.jsonl"
-        self.history = [line for line in read_history(self._path) if line["step"] <= step]
-        _replace_text(self._path, "".join(json.dumps(line) + "\n" for line in self.history))
-        self._file = self._path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        path = workdir / "metrics.jsonl"
+        self.history = [line for line in read_history(path) if line["step"] <= step]
+        processes.together("history read")
+        if processes.first():
+            _replace_text(path, "".join(json.dumps(line) + "\n" for line in self.history))
+        self._file = (path if processes.first() else Path(os.devnull)).open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1, write_to_disk=processes.first())
 
     def write(self, step: int, split: str, seeds: Sequence[Blocks], **scalars: float) -> None:
         """Records the metrics of each block, and scalars of the whole run; one line a seed if there are several."""

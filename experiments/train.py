@@ -8,6 +8,9 @@
 Any field of the config can be overridden (``--config.rule.depth=3``), and every config
 has a form that ends in seconds (``--config=...py:smoke``). Started again with the same
 workdir, a run goes on where it was. Ctrl-C saves first.
+
+Several processes train together on a cluster that JAX knows (``--distributed``), or where each is told of the others
+(``--coordinator=HOST:PORT --num_processes=2 --process_id=0``). The workdir is one that all of them see.
 """
 
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments import processes
 from experiments.cli import UserError, config_flag, run
 from experiments.planning import settled
 from experiments.registry import listing
@@ -25,6 +29,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints g
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a trace of a few steps to WORKDIR/profile, for TensorBoard or XProf."
 )
+processes.define_flags()
 _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
 
 
@@ -37,8 +42,10 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG()
     if not _WORKDIR.value:
         raise UserError("--workdir is needed: a directory for the run's files")
-    config = settled(config, Path(_WORKDIR.value), print)
-    results = train_and_evaluate(config, Path(_WORKDIR.value), profile=_PROFILE.value)
+    processes.join()
+    with processes.loss_ends_the_run():
+        config = settled(config, Path(_WORKDIR.value), print)
+        results = train_and_evaluate(config, Path(_WORKDIR.value), profile=_PROFILE.value)
     return 128 + results.stopped_by if results.stopped_by else 0
 
 

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import build as building
-from experiments import cost
+from experiments import cost, processes
 from experiments.build import Experiment, build, describe, environment
 from experiments.checkpoint import NOT_EVALUATED, Checkpoints
 from experiments.record import Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
@@ -58,16 +58,17 @@ def train_and_evaluate(
     claim(workdir, config, about, environment())
     _announce(config, about)
     with closing(Checkpoints(workdir)) as checkpoints, _signals() as received:
-        last, state = checkpoints.resume(state)
+        last, saved = checkpoints.resume(_whole(experiment, state))
         if last:
+            state = experiment.executor.place(saved)
             what = "is finished:" if last == experiment.num_steps else "goes on"
             print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
         with (
             closing(Recorder(workdir, last, config.seed)) as recorder,
             closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
         ):
-            seeds = _loop(config, experiment, state, last, recorder, checkpoints, received, profiler)
-    return Results(workdir, recorder.history, about, seeds, received[0] if received else None)
+            seeds, stopped_by = _loop(config, experiment, state, last, recorder, checkpoints, received, profiler)
+    return Results(workdir, recorder.history, about, seeds, stopped_by)
 
 
 def _loop(
@@ -79,8 +80,8 @@ def _loop(
     checkpoints: Checkpoints,
     received: Sequence[signal.Signals],
     profiler: Profiler,
-) -> Sequence[Sequence[Mapping[str, float]]]:
-    """Steps, log lines, evaluations and checkpoints, until the end or a signal.
+) -> tuple[Sequence[Sequence[Mapping[str, float]]], signal.Signals | None]:
+    """Steps, log lines, evaluations and checkpoints, until the end or a signal: ``(seeds, stopped by)``.
 
     Metrics are those of single steps, and the fetch of one step's waits until the next
     step is under way, so the device never idles for them.
@@ -108,7 +109,9 @@ def _loop(
             )
         unlogged = (done, metrics) if done % experiment.log_every == 0 or done == experiment.num_steps else None
         evaluate_now = done % experiment.eval_every == 0 or done == experiment.num_steps
-        if unlogged and (evaluate_now or received):
+        # Processes have to stop at the same step, so they ask each other, but not at every step.
+        stopping = processes.agreed(bool(received)) if processes.alone() or unlogged else False
+        if unlogged and (evaluate_now or stopping):
             _log(*unlogged, experiment, recorder, chrono)
             unlogged = None
         if evaluate_now:
@@ -117,22 +120,30 @@ def _loop(
                 seeds = building.evaluate(experiment, state, config)
                 recorder.write(done, "test", seeds)
                 print(f"step {done} test\n{format_blocks(mean(seeds))}", flush=True)
-                checkpoints.save(done, state, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
-        if received:
-            print(f"{received[0].name}: saving step {done} (again to give it up)", flush=True)
-            checkpoints.save(done, state)
+                whole = _whole(experiment, state)
+                checkpoints.save(done, whole, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
+        if stopping:
+            stopped_by = (*received, signal.SIGTERM)[0]  # or another process was
+            print(f"{stopped_by.name}: saving step {done} (again to give it up)", flush=True)
+            checkpoints.save(done, _whole(experiment, state))
             checkpoints.wait()
             print(f"step {done} is saved; the same command goes on from there", flush=True)
-            return seeds or ()
+            return seeds or (), stopped_by
     if seeds is None:  # there was nothing left to do
         seeds = tested(recorder.history, first_step) or building.evaluate(experiment, state, config)
         print(f"test\n{format_blocks(mean(seeds))}", flush=True)
-    return seeds
+    return seeds, None
+
+
+def _whole(experiment: Experiment, state: TrainState) -> TrainState:
+    """The state as every process can save it."""
+    step, key = processes.everywhere((state.step, state.key))
+    return TrainState(step, key, experiment.executor.gather(state.blocks))
 
 
 def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Recorder, chrono: Chrono) -> None:
     """One line of training metrics, to the files and the terminal."""
-    seeds = by_seed(metrics)
+    seeds = by_seed(experiment.executor.gather(metrics))
     rate = float(experiment.schedule(step - 1))
     epoch = step / experiment.steps_per_epoch
     recorder.write(step, "train", seeds, epoch=epoch, learning_rate=rate)
@@ -149,10 +160,11 @@ def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:
     """What is about to be trained."""
     units = sum(p["network"] for p in about["parameters"])
     heads = sum(p["head"] for p in about["parameters"])
+    stages = f", in stages from blocks {about['stages']}" if len(about["stages"]) > 1 else ""
     print(
         f"{config.rule.name} on {config.model.name}, {config.dataset}: {about['units']} units in "
         f"{len(about['parameters'])} blocks (cuts {about['cuts']}), {units:,} parameters, {heads:,} in heads; "
-        f"{about['num_steps']} steps of {config.batch_size}",
+        f"{about['num_steps']} steps of {config.batch_size}{stages}",
         flush=True,
     )
 

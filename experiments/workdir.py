@@ -7,14 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import processes
 from experiments.cli import UserError
 from experiments.record import write_json
 
 _FILE = "config.json"
 # Fields that may change when a run goes on: they hardly touch its results, and machines differ.
-_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "data_parallel")
+_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel")
 # Fields that runs of older versions do not have.
-_ADDED = {"executor": "fused", "data_parallel": False, "sync_batch_norm": False}
+_ADDED = {"executor": "fused", "stages": 0, "data_parallel": False, "sync_batch_norm": False}
 
 
 def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
@@ -24,7 +25,8 @@ def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environme
       UserError: as :func:`check`, or if the directory cannot be written.
     """
     check(workdir, config)
-    if holds_run(workdir):
+    processes.together("checked")  # all of them, before any of them writes
+    if holds_run(workdir) or not processes.first():
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ def digits() -> ConfigDict:
             "eval_every": "1 epochs",
             "log_every": "1 epochs",
             "dtype": "float32",
-            "executor": "fused",  # fused, streamed, streamed+offload
+            "executor": "fused",  # fused, streamed, streamed+offload, pipelined
+            "stages": 0,  # of the pipelined executor, each on devices of its own; 0 for as many as there can be
             "data_parallel": False,  # every device takes its part of each batch
             "sync_batch_norm": False,  # statistics over all parts, as one device has them
             "seed": 0,

@@ -126,7 +126,8 @@ class DataParallel:
 
     Args:
       devices: to use.
-      mapping: the JAX transformation.
+      mapping: the JAX transformation. None for pmap, but shard_map if the devices are of several processes:
+        what pmap puts out belongs to one of them.
       sync_batch_norm: whether batch norms take their statistics over the whole batch, rather than over
         each device's part.
     """
@@ -134,12 +135,13 @@ class DataParallel:
     def __init__(
         self,
         devices: Sequence[jax.Device],
-        mapping: Literal["pmap", "shard_map"] = "pmap",
+        mapping: Literal["pmap", "shard_map"] | None = None,
         *,
         sync_batch_norm: bool = False,
     ) -> None:
         self.axis = DataAxis(AXIS, sync_batch_norm)
-        self.devices, self._mapping = tuple(devices), mapping
+        self.devices = tuple(devices)
+        self._mapping = mapping or ("pmap" if _is_local(self) else "shard_map")
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
     def sharding(self, axis: int | None) -> jax.sharding.Sharding:
@@ -205,8 +207,26 @@ def is_here(placement: Placement) -> bool:
     return any(device.process_index == jax.process_index() for device in placement.devices)
 
 
+def _is_local(placement: Placement) -> bool:
+    return all(device.process_index == jax.process_index() for device in placement.devices)
+
+
 def _put(placement: Placement, tree: Any, where: Any) -> Any:
-    return jax.device_put(tree, where) if is_here(placement) else jax.tree.map(abstract, tree)
+    if not is_here(placement):
+        return jax.tree.map(abstract, tree)
+    if _is_local(placement):
+        return jax.device_put(tree, where)
+    return jax.tree.map(lambda x: _shared(x, where), tree)
+
+
+def _shared(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array of several processes, of what each of them has alike."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_shared(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
 
 def _mapped(f: Callable[[Any], Any], axes: Any, tree: Any) -> Any:

@@ -251,7 +251,7 @@ def pipelined(
         placed: list[Any] = []
         for placement, states in zip(placements, per_stage(state.blocks), strict=True):
             placed += placement.replicate(states)
-        return TrainState(state.step, state.key, tuple(placed))
+        return TrainState(_local(state.step), _local(state.key), tuple(placed))
 
     def gather(of_blocks: Any) -> Any:
         if all(map(is_here, placements)):
@@ -264,6 +264,15 @@ def pipelined(
         return tuple(gathered)
 
     return Executor(init, step, evaluate, programs, place, gather)
+
+
+def _local(x: jax.Array) -> jax.Array:
+    """This process's copy of an array that every process has."""
+    if x.is_fully_addressable:
+        return x
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_local(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    return x.addressable_data(0)
 
 
 def block_seconds(
