@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from experiments import processes
 from experiments.cli import UserError
 from jaxlocal.block import Block
 from jaxlocal.executors import ONE_DEVICE, DataParallel, OneDevice, Placement, block_seconds
@@ -107,4 +107,4 @@ def starts(
     batch = Batch(image, jnp.zeros(images[0], jnp.int32), image)
     state = init_state(blocks, feed, optimizer, jax.random.key(0), jax.tree.map(lambda x: x[:1], batch))
     found = cut_balanced(block_seconds(blocks, feed, optimizer, state, batch, dtype), len(where))
-    return tuple(int(start) for start in multihost_utils.broadcast_one_to_all(np.array(found)))  # times differ
+    return tuple(int(start) for start in processes.of_first(np.array(found)))  # times differ

@@ -88,3 +88,19 @@ def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, pa
         ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def scaling(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Speed-up over the number of devices, a line for each way to use them."""
+    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, points in curves.items():
+        ax.plot(*zip(*points, strict=True), marker=".", label=name)
+    most = max((n for points in curves.values() for n, _ in points), default=1)
+    ax.plot([1, most], [1, most], color="0.7", zorder=0, label="perfect")
+    ax.set(xlabel="devices", ylabel="throughput ÷ one device's", xscale="log", yscale="log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -83,6 +83,11 @@ def everywhere(tree: Any) -> Any:
     return tree if alone() else DataParallel(jax.devices()).replicate(tree)
 
 
+def of_first(x: Any) -> Any:
+    """What process 0 has, of values of one shape."""
+    return x if alone() else multihost_utils.broadcast_one_to_all(np.asarray(x))
+
+
 def together(what: str) -> None:
     """Waits until all processes are here."""
     if not alone():
