@@ -18,6 +18,9 @@ from jaxlocal.variables import abstract
 class Devices(Protocol):
     """What an input asks of a :class:`jaxlocal.executors.Placement`, which says more of each."""
 
+    @property
+    def devices(self) -> tuple[jax.Device, ...]: ...
+
     def replicate(self, tree: Any) -> Any: ...
 
     def positions(self, n: int) -> np.ndarray: ...

@@ -101,6 +101,7 @@ class _Training:
 
     records: Records
     side: int
+    here: bool
     seed: int
     batch_size: int
     positions: np.ndarray
@@ -112,7 +113,7 @@ class _Training:
             rng = np.random.default_rng((self.seed, step, position, 1))  # 1: nor does the order of examples share it
             return self.records.read(int(chosen[position]), lambda w, h: random_box(w, h, rng), self.side)
 
-        return _stacked(self.positions, read, self.side)
+        return _stacked(self.positions, read, self.side, self.here)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +122,28 @@ class _Testing:
 
     records: Records
     side: int
+    here: bool
     chosen: Sequence[np.ndarray]
 
     def __call__(self, batch: int) -> Decoded:
-        return _stacked(self.chosen[batch], lambda i: self.records.read(i, centre_box, self.side), self.side)
+        def read(index: int) -> tuple[np.ndarray, int]:
+            return self.records.read(index, centre_box, self.side)
+
+        return _stacked(self.chosen[batch], read, self.side, self.here)
 
 
-def _stacked(at: np.ndarray, read: Callable[[int], tuple[np.ndarray, int]], side: int) -> Decoded:
-    image = np.empty((*at.shape, side, side, 3), np.uint8)
-    label = np.empty(at.shape, np.int32)
+def _stacked(at: np.ndarray, read: Callable[[int], tuple[np.ndarray, int]], side: int, here: bool) -> Decoded:
+    """What is read at each place; zeros if this process has no use for it but its shape."""
+    image = np.zeros((*at.shape, side, side, 3), np.uint8)
+    label = np.zeros(at.shape, np.int32)
     for place, index in np.ndenumerate(at):
-        image[place], label[place] = read(int(index))
+        if here:
+            image[place], label[place] = read(int(index))
     return Decoded(image, label)  # type: ignore[arg-type]
+
+
+def _is_here(devices: Devices) -> bool:
+    return any(device.process_index == jax.process_index() for device in devices.devices)
 
 
 class Streamed:
@@ -202,7 +213,8 @@ class Streamed:
         """
         del resident
         (seed,) = seeds
-        load = _Training(self._train, self.image_shape[0], seed, batch_size, devices.positions(batch_size))
+        positions, here = devices.positions(batch_size), _is_here(devices)
+        load = _Training(self._train, self.image_shape[0], here, seed, batch_size, positions)
         yield from _loaded(load, steps, self._workers, devices)
 
     def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:
@@ -214,13 +226,13 @@ class Streamed:
         starts = range(0, self.num_test, batch_size)
         counts = [min(batch_size, self.num_test - start) for start in starts]
         chosen = [start + devices.positions(count) for start, count in zip(starts, counts, strict=True)]
-        load = _Testing(self._test, self.image_shape[0], chosen)
+        load = _Testing(self._test, self.image_shape[0], _is_here(devices), chosen)
         with contextlib.closing(_loaded(load, range(len(counts)), self._workers, devices)) as batches:
             yield from zip(counts, batches, strict=True)
 
 
 def _loaded(
-    load: Callable[[int], Decoded], indices: range, workers: int, devices: Devices
+    load: _Training | _Testing, indices: range, workers: int, devices: Devices
 ) -> Generator[Decoded, None, None]:
     """``load(i)`` of each index, on the devices; two are there ahead of time, one of them in the thread's hands."""
     import grain
@@ -233,7 +245,9 @@ def _loaded(
         flags.FLAGS.mark_as_parsed()  # Grain reads its own, which no program has to parse
     inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     host = grain.MapDataset.range(indices.start, indices.stop).map(load).to_iter_dataset(inline)
-    decoded = host.mp_prefetch(grain.MultiprocessingOptions(workers), worker_init_fn=_end_with_parent)
+    decoded = host.mp_prefetch(
+        grain.MultiprocessingOptions(workers if load.here else 0), worker_init_fn=_end_with_parent
+    )
     ready = ThreadPrefetchIterDataset(decoded.map(lambda data: devices.spread(data, 0)), prefetch_buffer_size=1)
     iterator = iter(ready)
     with _signals_blocked():
