@@ -114,9 +114,9 @@ def test_two_processes_read_a_part_each(directory):
 
 
 def test_what_another_process_takes_is_not_read(directory, monkeypatch):
+    dataset = streamed(directory)
     monkeypatch.setattr(data.stream.Records, "read", lambda *_: pytest.fail("read"))
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    dataset = streamed(directory)
     assert steps(dataset, 0, 2)[1].image.shape == (8, 16, 16, 3)
     assert [chunk.label.shape for _, chunk in dataset.test(ONE_DEVICE, 8)] == [(8,), (3,)]
 
@@ -211,14 +211,13 @@ def test_imagenet_by_mock(tmp_path):
 
 def test_a_plan_reads_no_example(directory, monkeypatch):
     c = config(directory)
-    experiment = build(c)
+    dataset = build(c).dataset
     monkeypatch.setattr(data.stream.Records, "read", lambda *_: pytest.fail("read"))
-    plan = measure(c, experiment.dataset)
+    plan = measure(c, dataset)
     batch = 8 * (16 * 16 * 3 + 4)
     assert plan.data == 0
     assert plan.cost.total > 3 * batch  # two more wait on the device
-    parallel = config(directory, data_parallel=True)
-    assert measure(parallel, build(parallel).dataset).cost.flops == pytest.approx(plan.cost.flops, rel=0.1)
+    assert measure(config(directory, data_parallel=True), dataset).cost.flops == pytest.approx(plan.cost.flops, rel=0.1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -82,7 +82,7 @@ class Records(NamedTuple):
         Raises:
           UnreadableError: if the record or the image in it is damaged.
         """
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             example = self.source[index]
@@ -91,7 +91,8 @@ class Records(NamedTuple):
             resized = image.resize((side, side), Image.Resampling.BILINEAR, box(*image.size))
             return np.asarray(resized), int(example["label"])
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address
+            reason = "no image" if unknown else next(iter(str(error).splitlines()), type(error).__name__)
             raise UnreadableError(f"{self.name}: example {index} cannot be read: {reason}") from error
 
 
@@ -162,6 +163,7 @@ class Streamed:
     Raises:
       ValueError: if TFDS does not know the name, or the set is not of labelled images.
       MissingDataError: if it was not prepared.
+      UnreadableError: if the first example of the split ``test`` is damaged.
     """
 
     batch_axes = 0
@@ -184,7 +186,7 @@ class Streamed:
             source = tfds_records(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
             return Records(f"data set {name}, split {split}", source)
 
-        labelled = "test" in builder.info.splits and records("test").source[0]["label"] >= 0
+        labelled = "test" in builder.info.splits and records("test").read(0, centre_box, 1)[1] >= 0
         self._train, self._test = records("train"), records("test" if labelled else "validation")
         self._workers = workers
         self.num_classes: int = builder.info.features["label"].num_classes
