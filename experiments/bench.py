@@ -188,9 +188,9 @@ def analyse(experiment: Experiment, config: ConfigDict) -> Numbers:
 
     ``total`` leaves the data set out: its size says nothing about the rule.
     """
-    state, first = jax.eval_shape(lambda: experiment.init(config)), cost.examples(experiment, config)
+    state, batch = jax.eval_shape(lambda: experiment.init(config)), experiment.abstract_batch(config)
     began = time.perf_counter()
-    programs = experiment.executor.programs(state, first)
+    programs = experiment.executor.programs(state, batch)
     lowered = time.perf_counter()
     of = cost.of_programs(programs, config.batch_size)
     return {
@@ -199,7 +199,7 @@ def analyse(experiment: Experiment, config: ConfigDict) -> Numbers:
         "flops": of.flops,
         "state": nbytes(state),
         "temporaries": of.temporaries,
-        "total": of.total - nbytes((first.image, first.label)),
+        "total": of.total - cost.resident_bytes(experiment, batch),
         "lower_seconds": lowered - began,
         "compile_seconds": time.perf_counter() - lowered,
     }
@@ -232,7 +232,10 @@ def built(case: Case) -> tuple[Experiment, ConfigDict]:
     return build(config, _dataset(config.dataset)), config
 
 
-_dataset = functools.cache(data.load)  # one for all cases
+@functools.cache
+def _dataset(name: str) -> data.Input:
+    """One for all cases."""
+    return data.InMemory(data.load(name))
 
 
 def mib(field: str) -> tuple[Column, Column]:

@@ -4,7 +4,9 @@ import functools
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from experiments.record import by_seed
 from experiments.registry import MODELS, make, make_rule
 from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
-from jaxlocal.executors import Executor, Placement, TrainState, fused, pipelined, streamed
+from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState, fused, pipelined, streamed
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
@@ -41,7 +43,7 @@ class Experiment(NamedTuple):
     """A config, built.
 
     Attributes:
-      dataset: decoded, in host memory.
+      dataset: where the data of steps come from.
       network: with the cuts that the rule left.
       blocks: units and objective of each block.
       feed: of the rule.
@@ -56,7 +58,7 @@ class Experiment(NamedTuple):
       log_every: steps between log lines.
     """
 
-    dataset: data.Dataset
+    dataset: data.Input
     network: Network
     blocks: tuple[Block, ...]
     feed: Feed
@@ -72,15 +74,38 @@ class Experiment(NamedTuple):
 
     def init(self, config: ConfigDict) -> TrainState:
         """The state of a config's run before the first step: of its seed, or of all its seeds along a leading axis."""
-        zeros = jnp.zeros(self.dataset.train.image[:1].shape, jnp.float32)
+        zeros = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
         batch = Batch(zeros, jnp.zeros(1, jnp.int32), zeros)
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
         with user_input("model"):
             return self.executor.init(keys[0] if len(keys) == 1 else jnp.stack(keys), batch)
 
+    def batches(self, config: ConfigDict, steps: range, resident: Any = None) -> Generator[Any, None, None]:
+        """The data of each step of a config's run; ``resident`` if they are on the devices before. Close it."""
+        if resident is None:
+            resident = self.dataset.resident(self.placement)
+        seeds = [config.seed + i for i in range(config.seeds)]
+        return _readable(self.dataset.train(self.placement, resident, steps, config.batch_size, seeds))
+
+    def abstract_batch(self, config: ConfigDict) -> Any:
+        """Shapes and dtypes of a step's data."""
+        shape: tuple[int, ...] = (config.batch_size,)
+        if self.placement.axis is not None:
+            size = len(self.placement.devices)
+            shape = (size, config.batch_size // size)
+        return self.dataset.abstract(shape if config.seeds == 1 else (config.seeds, *shape))
+
+
+def _readable(batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """A damaged example ends the program with one line."""
+    try:
+        yield from batches
+    except data.UnreadableError as error:
+        raise UserError(str(error)) from error
+
 
 def build(
-    config: ConfigDict, dataset: data.Dataset | None = None, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict, dataset: data.Input | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Experiment:
     """Builds a config, cheapest checks first.
 
@@ -110,19 +135,17 @@ def build(
     with user_input("cuts"):
         cuts = parse_cuts(config.cuts, units)
         blocks_of(Network(units, cuts or ()))
-    if not config.dataset.startswith("random_"):
-        one_of("data set", config.dataset, data.NAMES)
     durations = {name: parse_duration(config[name], name) for name in ("duration", "eval_every", "log_every")}
     dataset = dataset or _load(config)
     with user_input("model"):
         if cuts is None:
-            costs = activations(units, dataset.train.image.shape[1:])
+            costs = activations(units, dataset.image_shape)
             cuts = cut_balanced(costs, int(config.cuts.removeprefix("balanced:")))
     with user_input("cuts and rule"):
         network, local_rule = rule(Network(units, cuts), dataset.num_classes)
         blocks = make_blocks(network, local_rule)
     with user_input("batch_size"):
-        per_epoch = data.steps_per_epoch(len(dataset.train.label), config.batch_size)
+        per_epoch = data.steps_per_epoch(dataset.num_train, config.batch_size)
     steps = {name: max(1, round(n * (per_epoch if unit else 1))) for name, (n, unit) in durations.items()}
     if config.accumulate > steps["duration"]:
         raise UserError(
@@ -140,12 +163,12 @@ def build(
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
     where = placements(config, len(blocks), devices)
-    images = (config.batch_size // len(where[0].devices), *dataset.train.image.shape[1:])
+    images = (config.batch_size // len(where[0].devices), *dataset.image_shape)
     stages = starts(where, blocks, local_rule.feed, optimizer, images, dtype)
     options = {
-        "prepare": data.prepare_with(data.recipe(config.dataset)),
+        "prepare": dataset.prepare,
         "dtype": dtype,
-        "batch_axes": data.Examples(None, None, 0),  # type: ignore[arg-type]
+        "batch_axes": dataset.batch_axes,
         "seeds": config.seeds > 1,
         **({"placements": where, "starts": stages} if executor is pipelined else {"placement": where[0]}),
     }
@@ -166,10 +189,19 @@ def build(
     )
 
 
-def _load(config: ConfigDict) -> data.Dataset:
+def _load(config: ConfigDict) -> data.Input:
+    """The config's data set: in memory, or streamed."""
+    name, data_dir = config.dataset, config.data_dir or None
     try:
         with user_input("dataset"):
-            dataset = data.load(config.dataset, config.data_dir or None)
+            if data.is_small(name):
+                dataset = data.load(name, data_dir)
+            else:
+                options = {"image_size": config.image_size, "workers": config.workers}
+                streamed_set = data.Streamed(name, data_dir, test_examples=config.eval_examples, **options)
+                if config.seeds > 1:
+                    raise ValueError(f"{name} is streamed, for one seed: seeds {config.seeds} train one by one")
+                return streamed_set
     except data.MissingDataError as error:
         raise UserError(
             f"{error}: run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory "
@@ -177,7 +209,7 @@ def _load(config: ConfigDict) -> data.Dataset:
         ) from error
     if config.eval_examples:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
-    return dataset
+    return data.InMemory(dataset)
 
 
 def _check_fields(config: ConfigDict) -> None:
@@ -195,6 +227,10 @@ def _check_fields(config: ConfigDict) -> None:
         raise UserError(
             f"seed {config.seed}, seeds {config.seeds}, accumulate {config.accumulate}: "
             "choose 0 or more, and 1 or more of the others"
+        )
+    if config.image_size < 1 or config.workers < 0:
+        raise UserError(
+            f"image_size {config.image_size}, workers {config.workers}: choose 1 or more, and 0 (no process) or more"
         )
 
 
@@ -293,8 +329,8 @@ def describe(experiment: Experiment, state: TrainState, seeds: int = 1) -> dict[
         "cuts": list(experiment.network.cuts),
         "stages": list(experiment.stages),
         "parameters": [counts(block) for block in state.blocks],
-        "train_examples": len(experiment.dataset.train.label),
-        "test_examples": len(experiment.dataset.test.label),
+        "train_examples": experiment.dataset.num_train,
+        "test_examples": experiment.dataset.num_test,
         "steps_per_epoch": experiment.steps_per_epoch,
         "num_steps": experiment.num_steps,
     }
@@ -314,19 +350,20 @@ def environment() -> dict[str, str]:
 
 def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> list[list[dict[str, float]]]:
     """For each seed, the metrics of each exit on the whole test split, weighted by the size of each chunk."""
-    test = experiment.dataset.test
-    image, label = experiment.placement.replicate((jnp.asarray(test.image), jnp.asarray(test.label)))
-    n = len(test.label)
     totals: list[list[dict[str, float]]] = [[{} for _ in experiment.blocks] for _ in range(config.seeds)]
-    pending = []
-    for start in range(0, n, config.eval_batch_size):
-        count = min(config.eval_batch_size, n - start)
-        index = experiment.placement.spread(start + experiment.placement.positions(count), 0)
-        metrics = experiment.executor.evaluate(state, data.Examples(image, label, index))
-        pending.append((count, experiment.executor.gather(metrics)))
-    for count, metrics in pending:
-        for seed_totals, blocks in zip(totals, by_seed(metrics), strict=True):
+
+    def add(count: int, metrics: BlockMetrics) -> None:
+        for seed_totals, blocks in zip(totals, by_seed(experiment.executor.gather(metrics)), strict=True):
             for total, block in zip(seed_totals, blocks, strict=True):
                 for name, x in block.items():
-                    total[name] = total.get(name, 0.0) + x * count / n
+                    total[name] = total.get(name, 0.0) + x * count / experiment.dataset.num_test
+
+    pending: deque[tuple[int, BlockMetrics]] = deque()
+    with closing(_readable(experiment.dataset.test(experiment.placement, config.eval_batch_size))) as chunks:
+        for count, chunk in chunks:
+            pending.append((count, experiment.executor.evaluate(state, chunk)))
+            if len(pending) > 2:  # of the chunks that are under way, each is in memory
+                add(*pending.popleft())
+    for counted in pending:
+        add(*counted)
     return totals

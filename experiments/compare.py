@@ -34,7 +34,7 @@ from experiments.registry import parse_calls
 from experiments.summary import Row, summarise, table
 from experiments.training import train_and_evaluate
 from experiments.workdir import check
-from jaxlocal.data import Dataset
+from jaxlocal.data import Input
 
 _CONFIG = config_flag("The recipe: a file of experiments/configs.")
 _RULES = flags.DEFINE_string("rules", "auglocal,backprop", "Rules to train, as calls: auglocal,man(dgl).")
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def widened(
-    config: ConfigDict, configs: Mapping[str, ConfigDict], target: str, dataset: Dataset
+    config: ConfigDict, configs: Mapping[str, ConfigDict], target: str, dataset: Input
 ) -> dict[str, Mapping[str, Any]]:
     """The rules of ``configs`` at the widths that take the FLOPs of the rule ``target``."""
     targets = parse_calls(target, "equal_flops", config.rule)

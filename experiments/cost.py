@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,6 +23,7 @@ from experiments.cli import UserError, cache_compilations
 from experiments.registry import RULES, innermost
 from jaxlocal import data
 from jaxlocal.executors import Program, TrainState
+from jaxlocal.variables import nbytes
 
 MIB = 2**20
 
@@ -48,21 +49,22 @@ class Cost(NamedTuple):
     peak: int | None = None
 
 
-def examples(experiment: Experiment, config: ConfigDict) -> data.Examples:
-    """The data of the first step."""
-    train = experiment.dataset.train
-    image, label = experiment.placement.replicate((jnp.asarray(train.image), jnp.asarray(train.label)))
-    return data.Examples(image, label, chosen(experiment, config, 0))
+def examples(experiment: Experiment, config: ConfigDict, step: int = 0, resident: Any = None) -> Any:
+    """The data of a step, on the devices; ``resident`` if that is there before."""
+    with closing(experiment.batches(config, range(step, step + 1), resident)) as batches:
+        return next(batches)
 
 
-def chosen(experiment: Experiment, config: ConfigDict, step: int) -> jax.Array:
-    """Which examples step ``step`` learns from: ``[b]``, ``[seeds, b]``, or ``[devices, b]``."""
-    n, mine = len(experiment.dataset.train.label), experiment.placement.positions(config.batch_size)
-    index = [data.batch_indices(config.seed + i, step, n, config.batch_size)[mine] for i in range(config.seeds)]
-    return experiment.placement.spread(index[0] if config.seeds == 1 else np.stack(index), 0)
+def resident_bytes(experiment: Experiment, batch: Any) -> int:
+    """Bytes of what all steps share in a step's data."""
+
+    def shared(axis: int | None, part: Any) -> Any:
+        return part if axis is None else None
+
+    return nbytes(jax.tree.map(shared, experiment.dataset.batch_axes, batch, is_leaf=lambda axis: axis is None))
 
 
-def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first: data.Examples) -> Cost:
+def of_step(experiment: Experiment, config: ConfigDict, state: TrainState, first: Any) -> Cost:
     """Compiles the step (which costs nothing if it is run later) and reads its analyses."""
     return of_programs(experiment.executor.programs(state, first), examples_of_a_device(experiment, config))
 
@@ -97,12 +99,12 @@ def flops_of(program: Any) -> float:
 def lowered_flops(experiment: Experiment, config: ConfigDict) -> float:
     """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
     state = jax.eval_shape(lambda: experiment.init(config))
-    programs = experiment.executor.programs(state, examples(experiment, config))
+    programs = experiment.executor.programs(state, experiment.abstract_batch(config))
     flops = sum(program.times * flops_of(program.lowered) for program in programs)
     return flops / examples_of_a_device(experiment, config)
 
 
-def widened(config: ConfigDict, flops: float, dataset: data.Dataset) -> Mapping[str, Any]:
+def widened(config: ConfigDict, flops: float, dataset: data.Input) -> Mapping[str, Any]:
     """The config's rule at the head width whose step takes ``flops`` per example; unchanged if it has no width.
 
     Returns:
@@ -203,11 +205,12 @@ def turns(
     """
     states: dict[str, TrainState] = {}
     steps: dict[str, int] = {}
-    first: dict[str, data.Examples] = {}
+    first: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    resident = examples(*next(iter(runs.values())))
+    some, _ = next(iter(runs.values()))
+    resident = some.dataset.resident(some.placement)
     for name, (experiment, config) in runs.items():
-        first[name] = resident._replace(chosen=chosen(experiment, config, 0))
+        first[name] = examples(experiment, config, resident=resident)
         states[name] = experiment.init(config)
         for _ in range(config.accumulate):
             states[name], _ = experiment.executor.step(states[name], first[name])
@@ -220,7 +223,7 @@ def turns(
     return seconds
 
 
-def _timed(experiment: Experiment, state: TrainState, first: data.Examples, steps: int) -> tuple[float, TrainState]:
+def _timed(experiment: Experiment, state: TrainState, first: Any, steps: int) -> tuple[float, TrainState]:
     jax.block_until_ready(state)
     began = time.perf_counter()
     for _ in range(steps):

@@ -36,7 +36,7 @@ from experiments.planning import (
 )
 from experiments.registry import parse_calls
 from experiments.summary import aligned
-from jaxlocal.data import Dataset, Split
+from jaxlocal.data import Dataset, InMemory, Input, Split
 
 _CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
 _MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
@@ -50,7 +50,7 @@ _CLASSES = flags.DEFINE_integer("classes", 10, "Without a config: number of clas
 _EXAMPLES = flags.DEFINE_integer("examples", 1024, "Without a config: training examples.", lower_bound=1)
 
 
-def config_and_data() -> tuple[ConfigDict, Dataset]:
+def config_and_data() -> tuple[ConfigDict, Input]:
     """What the flags say.
 
     Raises:
@@ -76,11 +76,11 @@ def config_and_data() -> tuple[ConfigDict, Dataset]:
         config.duration = f"{config.batch_size} steps"  # as many batches as one may be split into
         zero = np.zeros((), np.uint8), np.zeros((), np.int32)  # of any size, without memory
         split = Split(np.broadcast_to(zero[0], (n, side, side, 3)), np.broadcast_to(zero[1], n))
-        dataset = Dataset(config.dataset, _CLASSES.value, split, split)
+        dataset = InMemory(Dataset(config.dataset, _CLASSES.value, split, split))
     return config, build(in_one_block(config), dataset).dataset
 
 
-def without_rule(config: ConfigDict, dataset: Dataset) -> dict[str, Measured]:
+def without_rule(config: ConfigDict, dataset: Input) -> dict[str, Measured]:
     """What takes the same batch without local learning; backprop last."""
     return {rule: measure(in_one_block(config, rule), dataset) for rule in ("remat(backprop)", "backprop")}
 
@@ -143,7 +143,7 @@ def command(plan: Measured) -> str:
     return f"python -m experiments.{program} {' '.join(map(shlex.quote, words))}"
 
 
-def smaller_batch(config: ConfigDict, dataset: Dataset, budget: int, error: DoesNotFitError) -> Measured:
+def smaller_batch(config: ConfigDict, dataset: Input, budget: int, error: DoesNotFitError) -> Measured:
     """The plan of the largest batch size that fits, halving it; as many more batches make an update.
 
     Raises:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.build import DTYPES, build, parse_memory
 from experiments.cli import UserError, user_input
-from experiments.cost import MIB, Cost, flops_of, of_programs
+from experiments.cost import MIB, Cost, examples_of_a_device, flops_of, of_programs, resident_bytes
 from experiments.registry import MODELS, make, make_rule, parse_calls
 from experiments.workdir import holds_run, load_config
 from jaxlocal import data, losses
@@ -147,7 +147,7 @@ class Cutter:
 
 def search(
     config: ConfigDict,
-    dataset: data.Dataset,
+    dataset: data.Input,
     budget: int,
     executors: Sequence[str],
     say: Callable[[str], None] = lambda _: None,
@@ -202,7 +202,7 @@ def search(
     return fitting
 
 
-def with_remat(plan: Measured, dataset: data.Dataset, budget: int, executors: Sequence[str]) -> tuple[Measured, ...]:
+def with_remat(plan: Measured, dataset: data.Input, budget: int, executors: Sequence[str]) -> tuple[Measured, ...]:
     """The plan of the same rule with remat inside its blocks; none unless it takes fewer blocks, and several."""
     if not plan.cuts or "remat" in called(plan.config.rule):
         return ()
@@ -262,36 +262,36 @@ def written(cuts: Sequence[int]) -> str:
     return ",".join(map(str, cuts)) or "even:1"
 
 
-def measure(config: ConfigDict, dataset: data.Dataset) -> Measured:
+def measure(config: ConfigDict, dataset: data.Input) -> Measured:
     """Compiles the programs of a config's step, from abstract values alone."""
     experiment = build(config, dataset)
     state = jax.eval_shape(lambda: experiment.init(config))
-    batch = (config.batch_size,) if config.seeds == 1 else (config.seeds, config.batch_size)
-    image, label = map(abstract, dataset.train)
-    chosen: Any = jax.ShapeDtypeStruct(batch, jnp.int32)
-    programs = experiment.executor.programs(state, data.Examples(image, label, chosen))
+    batch = experiment.abstract_batch(config)
+    resident = resident_bytes(experiment, batch)
+    programs = experiment.executor.programs(state, batch)
     costs = [_compiled(program) for program in programs]
-    totals = [program.resident + cost.total for program, cost in zip(programs, costs, strict=True)]
+    ahead = dataset.ahead * (nbytes(batch) - resident) // len(experiment.placement.devices)
+    totals = [ahead + program.resident + cost.total for program, cost in zip(programs, costs, strict=True)]
     flops = sum(program.times * cost.flops for program, cost in zip(programs, costs, strict=True))
     return Measured(
         config=config,
         cuts=experiment.network.cuts,
         cost=Cost(
-            flops / (math.prod(batch) // len(experiment.placement.devices)),
+            flops / examples_of_a_device(experiment, config),
             max(cost.temporaries for cost in costs),
             max(totals),
         ),
         largest=programs[totals.index(max(totals))],
-        data=nbytes((image, label)),
+        data=resident,
         state=nbytes(state.blocks),
     )
 
 
-def unit_costs(config: ConfigDict, dataset: data.Dataset) -> tuple[UnitCost, ...]:
+def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
     """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head."""
     cutter = Cutter(config, dataset.num_classes)
     b, dtype = config.batch_size, DTYPES[config.dtype]
-    image = jax.ShapeDtypeStruct((b, *dataset.train.image.shape[1:]), jnp.float32)
+    image = jax.ShapeDtypeStruct((b, *dataset.image_shape), jnp.float32)
     label, carry = jax.ShapeDtypeStruct((b,), jnp.int32), image
     found: list[UnitCost] = []
     known: dict[Any, tuple[UnitCost, Carry]] = {}  # by structure: what it costs, and its output

@@ -4,6 +4,8 @@
 
     pip install -e '.[prepare]'          # TensorFlow, which only this command needs
     python -m experiments.prepare --dataset=cifar10 --data_dir=$HOME/tensorflow_datasets
+
+Any image classification set of TFDS can be prepared, by its name there.
 """
 
 import importlib.util
@@ -11,8 +13,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.cli import UserError, one_of, run, user_input
-from jaxlocal.data import sources
+from experiments.cli import UserError, run, user_input
+from jaxlocal import data
+from jaxlocal.data.sources import TFDS_NAMES
 
 _DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
@@ -22,12 +25,15 @@ def main(argv: Sequence[str]) -> None:
     """Prepares the data set as array_record files."""
     del argv
     if not _DATASET.value:
-        raise UserError(f"--dataset is needed: one of {', '.join(sources.TFDS_NAMES)}")
-    name = one_of("data set", _DATASET.value, sources.TFDS_NAMES)
-    import tensorflow_datasets as tfds
-
-    with user_input("--data_dir"):
-        builder = tfds.builder(name, data_dir=_DATA_DIR.value, file_format="array_record")
+        raise UserError("--dataset is needed: an image classification set of TFDS, as cifar10 or imagenet2012")
+    name = _DATASET.value
+    if data.is_small(name) and name not in TFDS_NAMES:
+        raise UserError(f"--dataset={name}: this one needs no preparing")
+    try:
+        with user_input("--dataset"):
+            builder = data.tfds_builder(name, _DATA_DIR.value)
+    except data.MissingDataError as error:
+        raise UserError(str(error)) from error
     if not builder.is_prepared():
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError("preparing a data set needs TensorFlow: pip install -e '.[prepare]'")

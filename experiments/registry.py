@@ -109,7 +109,8 @@ def listing() -> str:
                 if parameter.name not in ("loss", "learning_rate")
             )
             lines.append(f"{kind:<10} {name}({shown})")
-    return "\n".join((*lines, *(f"{'data set':<10} {name}" for name in data.NAMES)))
+    sets = (*data.NAMES, "random_SIDE_CLASSES_EXAMPLES", "any image classification set of TFDS, as imagenet2012")
+    return "\n".join((*lines, *(f"{'data set':<10} {name}" for name in sets)))
 
 
 def _default(parameter: inspect.Parameter) -> str:

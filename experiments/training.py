@@ -66,8 +66,11 @@ def train_and_evaluate(
         with (
             closing(Recorder(workdir, last, config.seed)) as recorder,
             closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
+            closing(experiment.batches(config, range(last, experiment.num_steps))) as batches,
         ):
-            seeds, stopped_by = _loop(config, experiment, state, last, recorder, checkpoints, received, profiler)
+            seeds, stopped_by = _loop(
+                config, experiment, state, last, batches, recorder, checkpoints, received, profiler
+            )
     return Results(workdir, recorder.history, about, seeds, stopped_by)
 
 
@@ -76,6 +79,7 @@ def _loop(
     experiment: Experiment,
     state: TrainState,
     first_step: int,
+    batches: Iterator[Any],
     recorder: Recorder,
     checkpoints: Checkpoints,
     received: Sequence[signal.Signals],
@@ -86,17 +90,15 @@ def _loop(
     Metrics are those of single steps, and the fetch of one step's waits until the next
     step is under way, so the device never idles for them.
     """
-    examples = cost.examples(experiment, config)
     chrono = Chrono(experiment.num_steps, config.batch_size * config.seeds)
     seeds: Sequence[Sequence[Mapping[str, float]]] | None = None
     unlogged = None
 
-    for step in range(first_step, experiment.num_steps):
+    for step, batch in zip(range(first_step, experiment.num_steps), batches, strict=True):
         if step == first_step:
-            compiled = cost.of_step(experiment, config, state, examples)
+            compiled = cost.of_step(experiment, config, state, batch)
         profiler.before(step, state)
-        examples = examples._replace(chosen=cost.chosen(experiment, config, step))
-        state, metrics = experiment.executor.step(state, examples)
+        state, metrics = experiment.executor.step(state, batch)
         done = step + 1
         if unlogged:
             _log(*unlogged, experiment, recorder, chrono)

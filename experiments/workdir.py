@@ -13,9 +13,16 @@ from experiments.record import write_json
 
 _FILE = "config.json"
 # Fields that may change when a run goes on: they hardly touch its results, and machines differ.
-_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel")
+_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel", "workers")
 # Fields that runs of older versions do not have.
-_ADDED = {"executor": "fused", "stages": 0, "data_parallel": False, "sync_batch_norm": False}
+_ADDED = {
+    "executor": "fused",
+    "stages": 0,
+    "data_parallel": False,
+    "sync_batch_norm": False,
+    "image_size": 224,
+    "workers": 0,
+}
 
 
 def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:

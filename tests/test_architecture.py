@@ -47,7 +47,16 @@ def test_imports_point_one_way(path):
 
 
 def test_the_library_imports_no_io():
-    unwanted = ("tensorflow", "tensorflow_datasets", "orbax.checkpoint", "sklearn", "ml_collections", "matplotlib")
+    unwanted = (
+        "tensorflow",
+        "tensorflow_datasets",
+        "orbax.checkpoint",
+        "sklearn",
+        "ml_collections",
+        "matplotlib",
+        "grain",
+        "PIL",
+    )
     code = f"import sys, jaxlocal; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

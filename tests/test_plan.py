@@ -13,7 +13,7 @@ from experiments.registry import parse_calls
 from jaxlocal import data
 from tests.programs import assert_one_line_error, program
 
-DATASET = data.load("random_8_10_1024")
+DATASET = data.InMemory(data.load("random_8_10_1024"))
 
 
 def config_of(rule: str, **changes) -> ConfigDict:

@@ -21,6 +21,8 @@ from experiments.checkpoint import Checkpoints
 from experiments.cli import UserError
 from experiments.record import read_history
 from experiments.training import train_and_evaluate
+from jaxlocal import data
+from tests import pictures
 from tests.programs import ROOT, assert_one_line_error, program
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
@@ -42,8 +44,10 @@ def digits(**changes) -> ConfigDict:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_has_a_smoke_form_that_trains(path, tmp_path):
-    with tfds.testing.mock_data(num_examples=64):
-        results = train_and_evaluate(get_config(path, "smoke"), tmp_path)
+    config = get_config(path, "smoke")
+    source = None if data.is_small(config.dataset) else pictures.in_place_of_tfds
+    with tfds.testing.mock_data(num_examples=64, as_data_source_fn=source):
+        results = train_and_evaluate(config, tmp_path)
     assert results.stopped_by is None
     assert [line["step"] for line in results.history if line["split"] == "train"] == [2, 4]
     assert all(np.isfinite(block["loss"]) for block in results.seeds[0])
@@ -266,12 +270,12 @@ def test_accumulated_batches_make_the_update_of_one_large_batch():
         model, rule = {"name": "mlp", "features": (32, 32)}, {"name": "greedy"}
         config = digits(model=model, rule=rule, batch_size=batch_size, accumulate=accumulate)
         experiment = build(config)
-        state, examples = experiment.init(config), cost.examples(experiment, config)
+        state = experiment.init(config)
         before = jax.tree.map(np.asarray, state.blocks[0].variables["params"])
         for step in range(accumulate):
-            chosen = cost.chosen(experiment, config, step)
+            batch = cost.examples(experiment, config, step)
             with jax.numpy_dtype_promotion("standard"):  # MultiSteps counts in integers
-                state, _ = experiment.executor.step(state, examples._replace(chosen=chosen))
+                state, _ = experiment.executor.step(state, batch)
         states.append([block.variables["params"] for block in state.blocks])
     chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-7)
     with pytest.raises(AssertionError):
@@ -280,7 +284,7 @@ def test_accumulated_batches_make_the_update_of_one_large_batch():
 
 def test_list_names_everything():
     listing = program("train", "--list").stdout
-    for name in (*registry.RULES, *registry.MODELS, "cifar10", "stl10"):
+    for name in (*registry.RULES, *registry.MODELS, "cifar10", "stl10", "imagenet2012"):
         assert name in listing
 
 

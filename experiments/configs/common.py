@@ -10,6 +10,8 @@ def digits() -> ConfigDict:
             "dataset": "digits",
             "data_dir": "",  # TFDS directory; "" for TFDS's default
             "eval_examples": 0,  # test examples to evaluate; 0 for all
+            "image_size": 224,  # of sets that are streamed: side that images are cropped to
+            "workers": 0,  # of sets that are streamed: processes that decode; 0 for a thread of the program
             "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
             "cuts": "all",  # all, even:K, balanced:K, auto:SIZE, or the first unit of each block, as 1,4,7
             "rule": {"name": "backprop"},
@@ -62,6 +64,19 @@ def stl10() -> ConfigDict:
     return config
 
 
+def imagenet() -> ConfigDict:
+    """The AugLocal paper's recipe for ImageNet: ResNet-34, 200 epochs, batch 1024, no warm-up."""
+    config = cifar10()
+    config.dataset = "imagenet2012"
+    config.workers = 8
+    config.model = ConfigDict({"name": "imagenet_resnet", "depth": 34, "width": 64})
+    config.learning_rate = 0.4
+    config.warmup_epochs = 0
+    config.eval_batch_size = 500
+    config.duration = "200 epochs"
+    return config
+
+
 def noise(side: int, classes: int, examples: int = 1024) -> ConfigDict:
     """A few steps on random images: to measure memory and speed at any size, not to learn."""
     config = cifar10()
@@ -97,6 +112,11 @@ def finish(config: ConfigDict, mode: str) -> ConfigDict:
             config.model.depth = 20
             config.model.width = 4
             config.cuts = "all"
+        elif config.model.name == "imagenet_resnet":
+            config.model.depth = 18
+            config.model.width = 8
+            config.image_size = 32
+            config.workers = 0
     elif mode:
         raise ValueError(f"unknown mode {mode!r} of a config: use file.py or file.py:smoke")
     return config

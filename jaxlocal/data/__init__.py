@@ -1,20 +1,30 @@
-"""Data sets that fit in memory: decoded once, kept on the device, augmented inside the step."""
+"""Data sets: small ones decoded once and kept on the device, others read and decoded as they are needed."""
 
-from jaxlocal.data.augment import RECIPES, Examples, Recipe, prepare_with, recipe
+from jaxlocal.data.augment import RECIPES, Decoded, Examples, Recipe, prepare_with, recipe
+from jaxlocal.data.inputs import Devices, InMemory, Input
 from jaxlocal.data.order import batch_indices, steps_per_epoch
-from jaxlocal.data.sources import NAMES, Dataset, MissingDataError, Split, load
+from jaxlocal.data.sources import NAMES, Dataset, MissingDataError, Split, is_small, load, tfds_builder
+from jaxlocal.data.stream import Streamed, UnreadableError
 
 __all__ = [
     "NAMES",
     "RECIPES",
     "Dataset",
+    "Decoded",
+    "Devices",
     "Examples",
+    "InMemory",
+    "Input",
     "MissingDataError",
     "Recipe",
     "Split",
+    "Streamed",
+    "UnreadableError",
     "batch_indices",
+    "is_small",
     "load",
     "prepare_with",
     "recipe",
     "steps_per_epoch",
+    "tfds_builder",
 ]

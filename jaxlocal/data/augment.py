@@ -25,6 +25,18 @@ class Examples(NamedTuple):
     chosen: Int32[Array, "b"]
 
 
+class Decoded(NamedTuple):
+    """The examples of one step.
+
+    Attributes:
+      image: ``[b, h, w, c]``, 0..255.
+      label: ``[b]``.
+    """
+
+    image: UInt8[Array, "b h w c"]
+    label: Int32[Array, "b"]
+
+
 class Recipe(NamedTuple):
     """How the images of a data set are treated.
 
@@ -56,10 +68,12 @@ RECIPES = {
     "fashion_mnist": Recipe((72.9,), (90.0,)),
     "digits": Recipe((77.9,), (95.9,)),
 }
+# Of ImageNet, for every set that is streamed: crops are taken where images are decoded.
+STREAMED = Recipe((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), flip=True)
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a data set; noise is treated as CIFAR-10, so that it costs as much."""
+    """The recipe of a data set in memory; noise is treated as CIFAR-10, so that it costs as much."""
     return _CIFAR if name.startswith("random_") else RECIPES[name]
 
 
@@ -88,15 +102,17 @@ def normalise(image: UInt8[Array, "b h w c"], recipe: Recipe) -> Float[Array, "b
 
 
 def prepare_with(recipe: Recipe) -> Prepare:
-    """Gathers a batch from :class:`Examples`, augments it when training, normalises it."""
+    """Augments a batch when training, and normalises it; one of :class:`Examples` is gathered first."""
 
-    def prepare(data: Examples, key: Key, *, train: bool) -> Batch:
-        image = data.image[data.chosen]
+    def prepare(data: Examples | Decoded, key: Key, *, train: bool) -> Batch:
+        if isinstance(data, Examples):
+            data = Decoded(data.image[data.chosen], data.label[data.chosen])
+        image = data.image
         if train:
             crop_key, flip_key = jax.random.split(key)
             image = random_crop(image, crop_key, recipe.pad, recipe.pad_mode) if recipe.pad else image
             image = random_flip(image, flip_key) if recipe.flip else image
         pixels = image.astype(jnp.float32) / 255
-        return Batch(normalise(image, recipe), data.label[data.chosen], pixels)
+        return Batch(normalise(image, recipe), data.label, pixels)
 
     return prepare

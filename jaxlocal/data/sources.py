@@ -1,14 +1,15 @@
 """Where examples come from: scikit-learn's digits, and TFDS sets in the array_record format.
 
 TensorFlow is never imported. TFDS reads array_record files without it; only
-*preparing* a set (``python -m experiments.prepare``) needs it. A set is decoded
-once and then read from one ``.npz`` file a split.
+*preparing* a set (``python -m experiments.prepare``) needs it. A small set (:data:`NAMES`) is decoded
+once and then read from one ``.npz`` file a split; for others, see :mod:`jaxlocal.data.stream`.
 """
 
 import os
 import re
 import tempfile
 import zipfile
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         return _from_tfds(name, data_dir)
     if name.startswith("random_"):
         return _random(name)
-    raise ValueError(f"unknown data set {name!r}: known are {', '.join(NAMES)}, random_SIDE_CLASSES_EXAMPLES")
+    raise _unknown(name)
 
 
 def _random(name: str) -> Dataset:
@@ -97,27 +98,90 @@ def _digits() -> Dataset:
     return Dataset("digits", 10, Split(image[train], label[train]), Split(image[test], label[test]))
 
 
-def _from_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
+def is_small(name: str) -> bool:
+    """Whether :func:`load` takes the name."""
+    return name in NAMES or name.startswith("random_")
+
+
+def _unknown(name: str) -> ValueError:
+    """What is said of a name that nothing has: the nearest one."""
     import tensorflow_datasets as tfds
 
+    all_names = tfds.list_builders(with_community_datasets=False)
+    near = get_close_matches(name, NAMES, n=1, cutoff=0.8) or get_close_matches(name, all_names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(
+        f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}, random_SIDE_CLASSES_EXAMPLES, and those of "
+        "TFDS that have features image and label"
+    )
+
+
+def tfds_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """TFDS's builder of an image classification set; it need not be prepared.
+
+    Args:
+      name: ``NAME``, ``NAME/CONFIG`` or ``NAME:VERSION``, as TFDS has them.
+      data_dir: TFDS directory; None for TFDS's own default.
+
+    Raises:
+      ValueError: if TFDS does not know the name, or the set has other features than an image and its class.
+      MissingDataError: if the set is there in a format that needs TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d[\w.]*)?", name):
+        raise _unknown(name)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except ValueError as error:  # prepared, in the format that needs TensorFlow
-        raise MissingDataError(
+    except tfds.core.DatasetNotFoundError as error:
+        raise _unknown(name) from error
+    except ImportError as error:
+        raise ValueError(f"data set {name!r}: TFDS cannot describe it without {error.name or 'TensorFlow'}") from error
+    except ValueError as error:
+        if "BuilderConfig" in str(error):
+            base = name.split("/")[0]
+            known = ", ".join(tfds.builder_cls(base).builder_configs)
+            raise ValueError(f"data set {name!r}: of {base}, TFDS knows {known}") from error
+        raise MissingDataError(  # prepared, in the format that needs TensorFlow
             f"data set {name} is in {data_dir or 'the TFDS directory'}, but not as array_record: use another directory"
         ) from error
+    features: Any = builder.info.features
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
+        raise ValueError(f"data set {name!r} has the features {', '.join(features)}: an image and its label are needed")
+    return builder
+
+
+def tfds_records(builder: Any, split: str, **options: Any) -> Any:
+    """A split, read by index.
+
+    Args:
+      builder: of :func:`tfds_builder`.
+      split: its name.
+      options: of TFDS's ``as_data_source``.
+
+    Raises:
+      ValueError: if the set has no such split.
+      MissingDataError: if the set was not prepared.
+    """
+    if builder.info.splits and split not in builder.info.splits:
+        raise ValueError(f"data set {builder.name} has no split {split}: it has {', '.join(builder.info.splits)}")
+    try:
+        return builder.as_data_source(split, **options)
+    except (KeyError, NotImplementedError, OSError, ValueError) as error:
+        directory = Path(str(builder.data_dir)).parents[2 if builder.builder_config else 1]
+        raise MissingDataError(f"data set {builder.name} is not prepared in {directory} as array_record") from error
+
+
+def _from_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
+    builder = tfds_builder(name, data_dir)
     splits = {split: _cached(builder, split) for split in ("train", "test")}
     return Dataset(name, builder.info.features["label"].num_classes, splits["train"], splits["test"])
 
 
 def _cached(builder: Any, split: str) -> Split:
     """Reads a split from its cache file, or decodes it and writes the file."""
-    try:
-        source = builder.as_data_source(split)
-    except (KeyError, NotImplementedError, OSError, ValueError) as error:
-        raise MissingDataError(
-            f"data set {builder.name} is not prepared in {Path(str(builder.data_dir)).parent.parent} as array_record"
-        ) from error
+    source = tfds_records(builder, split)
     path = default_cache_dir() / "data" / f"{builder.name}-{builder.info.version}-{split}.npz"
     if (cached := _read(path)) and len(cached.label) == len(source):
         return cached

@@ -1,0 +1,118 @@
+"""Where the data of steps come from: a data set in memory, or one that is read as it goes."""
+
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlocal.data.augment import Examples, prepare_with, recipe
+from jaxlocal.data.order import batch_indices
+from jaxlocal.data.sources import Dataset
+from jaxlocal.feed import Prepare
+from jaxlocal.variables import abstract
+
+
+@runtime_checkable
+class Devices(Protocol):
+    """What an input asks of a :class:`jaxlocal.executors.Placement`, which says more of each."""
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]: ...
+
+    def replicate(self, tree: Any) -> Any: ...
+
+    def positions(self, n: int) -> np.ndarray: ...
+
+    def spread(self, data: Any, axes: Any) -> Any: ...
+
+
+@runtime_checkable
+class Input(Protocol):
+    """A data set, and how its examples come to the devices.
+
+    What a step takes follows from the seed and the step's number alone.
+
+    Attributes:
+      num_classes: of the labels.
+      image_shape: ``(h, w, c)`` of what a network sees.
+      num_train: training examples.
+      num_test: examples to evaluate.
+      prepare: makes a batch of a step's data, inside the step.
+      batch_axes: which of a step's data belong to single examples, as executors take it.
+      ahead: steps whose data may be on the devices before they begin.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, ...]
+    num_train: int
+    num_test: int
+    prepare: Prepare
+    batch_axes: Any
+    ahead: int
+
+    def resident(self, devices: Devices) -> Any:
+        """What all training steps share, put on the devices."""
+
+    def abstract(self, shape: tuple[int, ...]) -> Any:
+        """Shapes and dtypes of a step's data, whose examples have these leading axes."""
+
+    def train(
+        self, devices: Devices, resident: Any, steps: range, batch_size: int, seeds: Sequence[int]
+    ) -> Generator[Any, None, None]:
+        """The data of each of the steps, on the devices.
+
+        Args:
+          devices: to put them on.
+          resident: what :meth:`resident` gave.
+          steps: consecutive.
+          batch_size: examples in a step.
+          seeds: one, or several that are trained together: their data then have a leading axis.
+        """
+
+    def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:
+        """Every example to evaluate once, in order: how many there are, and their data on the devices."""
+
+
+class InMemory:
+    """A decoded data set: the training split stays on the devices, and a step's data say which examples to take.
+
+    Args:
+      dataset: of :func:`jaxlocal.data.load`, or noise.
+    """
+
+    batch_axes = Examples(None, None, 0)  # type: ignore[arg-type]
+    ahead = 0
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.num_classes = dataset.num_classes
+        self.image_shape: tuple[int, ...] = dataset.train.image.shape[1:]
+        self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)
+        self.prepare = prepare_with(recipe(dataset.name))
+        self._train, self._test = dataset.train, dataset.test
+
+    def resident(self, devices: Devices) -> Any:
+        """All images and labels of the training split."""
+        return devices.replicate(tuple(map(jnp.asarray, self._train)))
+
+    def abstract(self, shape: tuple[int, ...]) -> Any:
+        """The whole split, and positions in it."""
+        image, label = map(abstract, self._train)
+        return Examples(image, label, jax.ShapeDtypeStruct(shape, jnp.int32))  # type: ignore[arg-type]
+
+    def train(
+        self, devices: Devices, resident: Any, steps: range, batch_size: int, seeds: Sequence[int]
+    ) -> Generator[Any, None, None]:
+        """Positions go to the devices when they are asked for."""
+        mine, (image, label) = devices.positions(batch_size), resident
+        for step in steps:
+            chosen = [batch_indices(seed, step, self.num_train, batch_size)[mine] for seed in seeds]
+            yield Examples(image, label, devices.spread(chosen[0] if len(seeds) == 1 else np.stack(chosen), 0))
+
+    def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:
+        """The test split is on the devices as long as the iterator is."""
+        image, label = devices.replicate(tuple(map(jnp.asarray, self._test)))
+        for start in range(0, self.num_test, batch_size):
+            count = min(batch_size, self.num_test - start)
+            yield count, Examples(image, label, devices.spread(start + devices.positions(count), 0))
