@@ -1,0 +1,98 @@
+"""Several processes that train together: the numbers of one, and an end that is told."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.record import read_history
+from tests.programs import ROOT, assert_one_line_error, program
+
+DIGITS = "--config=experiments/configs/auglocal_digits.py:smoke"
+
+
+def two(*flags: str) -> list[subprocess.Popen]:
+    """The training program, as two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        *flags,
+    ]
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={i}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+
+
+def trained(*flags: str) -> None:
+    ended = [(process, *process.communicate(timeout=300)) for process in two(*flags)]
+    assert [process.returncode for process, *_ in ended] == [0, 0], ended[0][2] + ended[1][2]
+    assert ended[1][1] == ""  # one of them speaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [["data_parallel=true", "sync_batch_norm=true"], ["executor=pipelined"]])
+def test_two_processes_train_as_one_does(way, tmp_path):
+    """Metrics of every step, and a run that goes on in one process from what two have saved."""
+    flags = [DIGITS, "--config.log_every=1 steps", *(f"--config.{field}" for field in way)]
+    trained(*flags, f"--workdir={tmp_path / 'two'}")
+    alone = [flag for flag in flags if "data_parallel" not in flag and "executor" not in flag]
+    assert program("train", *alone, f"--workdir={tmp_path / 'one'}").returncode == 0
+    lines = [read_history(tmp_path / which / "metrics.jsonl") for which in ("two", "one")]
+    assert len(lines[0]) == 5
+    for found, expected in zip(*lines, strict=True):
+        assert found.keys() == expected.keys()
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+    again = program("train", *alone, f"--workdir={tmp_path / 'two'}")
+    assert again.returncode == 0
+    assert "is finished: at step 4 of 4" in again.stdout
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_process_ends_the_others(tmp_path):
+    """kill -9 of one; the other ends with one line, and both go on from the last checkpoint."""
+    flags = (
+        DIGITS,
+        "--config.data_parallel=true",
+        "--config.duration=2000 steps",
+        "--config.eval_every=10 steps",
+        f"--workdir={tmp_path}",
+    )
+    first, second = two(*flags)
+    assert any(line.startswith("step 20 test") for line in first.stdout)
+    second.kill()
+    _, errors = first.communicate(timeout=120)
+    second.communicate()
+    assert first.returncode == 3
+    assert "error: process 0 lost another one of 2" in errors
+    assert "start all of them again with the same --workdir" in errors
+    first, second = two(*flags)
+    assert any(re.search(r"goes on at step [12]0 of 2000", line) for line in first.stdout)
+    for process in (first, second):
+        process.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--coordinator=localhost:1"], "--num_processes and --process_id not given"),
+        (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "count from 0"),
+    ],
+)
+def test_bad_flags(flags, message, tmp_path):
+    assert_one_line_error(program("train", DIGITS, f"--workdir={tmp_path}", *flags), message)
