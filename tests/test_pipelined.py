@@ -29,6 +29,7 @@ def trained(executor, t: toy.Toy, placement=ONE_DEVICE, steps=3):
     return state, metrics, executor.evaluate(state, batch)
 
 
+@pytest.mark.slow
 @rows
 def test_stages_compute_what_one_device_does(name):
     """A block that looks at the next one (MAN) sees it across stages as it would within one."""

@@ -86,8 +86,9 @@ def test_a_ring_sends_each_byte_twice():
 
 def test_the_best_grid_depends_on_the_network():
     """Parameters are dear to average, activations to send."""
-    heavy = PROFILE._replace(block_parameters=[10**9] * 8, unit_parameters=[10**9] * 8)
-    assert best_of_blocks(PROFILE, 8).stages == 1
+    uneven = PROFILE._replace(blocks=[1.0] * 7 + [2.0])
+    heavy = uneven._replace(block_parameters=[10**10] * 8)
+    assert best_of_blocks(uneven, 8).stages == 1
     assert best_of_blocks(heavy, 8).stages == 8
     assert best_of_backprop(PROFILE, 8, 4).stages == 1
 
