@@ -1,7 +1,5 @@
-"""Several processes that train together: the numbers of one, and an end that is told."""
+"""Several processes that train together: the numbers of one."""
 
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -58,34 +56,6 @@ def test_two_processes_train_as_one_does(way, tmp_path):
     again = program("train", *alone, f"--workdir={tmp_path / 'two'}")
     assert again.returncode == 0
     assert "is finished: at step 4 of 4" in again.stdout
-
-
-@pytest.mark.slow
-def test_the_loss_of_a_process_ends_the_others(tmp_path):
-    """kill -9 of one; the other ends, by its own word or JAX's, and both go on from the last checkpoint."""
-    flags = (
-        DIGITS,
-        "--config.data_parallel=true",
-        "--config.duration=2000 steps",
-        "--config.eval_every=10 steps",
-        f"--workdir={tmp_path}",
-    )
-    first, second = two(*flags)
-    assert any(line.startswith("step 20 test") for line in first.stdout)
-    second.kill()
-    _, errors = first.communicate(timeout=120)
-    second.communicate()
-    assert first.returncode in (3, -signal.SIGABRT)
-    if first.returncode == 3:
-        assert "error: process 0 lost another one of 2" in errors
-        assert "start all of them again with the same --workdir" in errors
-    first, second = two(*flags)
-    assert any(re.search(r"goes on at step [12]0 of 2000", line) for line in first.stdout)
-    for process in (first, second):
-        process.send_signal(signal.SIGTERM)
-    for process in (first, second):
-        process.communicate(timeout=120)
-        assert process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
