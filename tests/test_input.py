@@ -270,6 +270,12 @@ def test_prepare_knows_all_sets(directory):
     assert_one_line_error(program("prepare", "--dataset=digits"), "no preparing")
 
 
+def test_evaluate_by_workers_leaves_no_warning(directory, tmp_path):
+    train_and_evaluate(config(directory, duration="1 steps", eval_every="1 steps", workers=1), tmp_path)
+    done = program("evaluate", f"--workdir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]

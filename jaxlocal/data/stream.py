@@ -250,7 +250,11 @@ def _loaded(
     decoded = host.mp_prefetch(
         grain.MultiprocessingOptions(workers if load.here else 0), worker_init_fn=_end_with_parent
     )
-    ready = ThreadPrefetchIterDataset(decoded.map(lambda data: devices.spread(data, 0)), prefetch_buffer_size=1)
+
+    def place(data: Decoded) -> Decoded:  # of a copy: on a CPU, arrays would go on using the workers' memory
+        return devices.spread(jax.tree.map(np.array, data) if workers else data, 0)
+
+    ready = ThreadPrefetchIterDataset(decoded.map(place), prefetch_buffer_size=1)
     iterator = iter(ready)
     with _signals_blocked():
         iterator.start_prefetch()
