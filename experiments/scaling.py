@@ -5,12 +5,14 @@ r"""What more devices bring: data parallelism, blocks in a pipeline, and backpro
     python -m experiments.scaling --model='resnet(depth=32)' --rule=dgl --devices=1,2 --workdir=/tmp/scaling
 
 Batches of an update stay the same; images are random. On a CPU each device is a process with a core of its own, unless
-``JAX_NUM_CPU_DEVICES`` makes several of one process, which share all cores. Contenders take turns. ``scaling.json``, a
+``JAX_NUM_CPU_DEVICES`` makes several of one process, which share all cores. Contenders take turns; among them are the
+same stages on one device, so that what more devices bring is told from what smaller programs bring. ``scaling.json``, a
 table and a picture go to the workdir, with a simulation of more devices from the times of single blocks and units
 (``--simulate``), which is also held against the measured points.
 """
 
 import contextlib
+import functools
 import math
 import multiprocessing
 import os
@@ -170,37 +172,46 @@ def measure(spec: Spec) -> dict[str, Any]:
 
 
 def made(spec: Spec, n: int, local: Parts, backprop: Parts, profile: Profile, batch: Batch) -> list[Contender]:
-    """What competes on ``n`` devices."""
+    """What competes on ``n`` devices, and the same stages on one."""
     devices = jax.devices()[:n]
     single = [OneDevice(device) for device in devices]
-    contenders = []
     units = np.add(profile.forward, profile.backward).tolist()
-    sizes = sum(profile.block_parameters), sum(profile.unit_parameters)
-    for name, of, seconds, size in zip(
-        (spec.rule, "backprop"), (local, backprop), (sum(profile.blocks), sum(units)), sizes, strict=True
+    contenders = []
+
+    def contend(name: str, placements: Sequence[Placement], turn: Callable[[], Turn], simulated: float) -> None:
+        used = {device for placement in placements for device in placement.devices}
+        here = any(map(is_here, placements))
+        contenders.append(Contender(name, len(used), turn() if here else idle, simulated))
+
+    for rule, of, seconds, size in (
+        (spec.rule, local, sum(profile.blocks), sum(profile.block_parameters)),
+        ("backprop", backprop, sum(units), sum(profile.unit_parameters)),
     ):
         ways: dict[str, Placement] = {"": single[0]}
         if n > 1:
             mappings = ["shard_map"] if jax.process_count() > 1 else ["pmap", "shard_map"]
             ways = {f", data parallel by {m}": DataParallel(devices, m) for m in mappings}  # type: ignore[arg-type]
         for way, placement in ways.items():
-            turn: Turn = idle
-            if is_here(placement):
-                turn = turns_of(fused(of.blocks, of.feed, OPTIMIZER, placement=placement), placement, batch)
+            executor = functools.partial(fused, of.blocks, of.feed, OPTIMIZER, placement=placement)
             simulated = data_parallel(seconds / n, size, n, profile.bandwidth).seconds if n > 1 else seconds
-            contenders.append(Contender(f"{name}{way}", n, turn, simulated))
+            contend(f"{rule}{way}", [placement], functools.partial(turns_of, executor, placement, batch), simulated)
     if 1 < n <= len(local.blocks):
         starts = cut_balanced(profile.blocks, n)
-        executor = pipelined(local.blocks, local.feed, OPTIMIZER, placements=single, starts=starts)
         simulated = block_parallel(profile, starts).seconds
-        contenders.append(Contender(f"{spec.rule}, pipelined", n, turns_of(executor, single[0], batch), simulated))
+        for stages, seconds in (([single[0]] * n, sum(profile.blocks)), (single, simulated)):
+            executor = functools.partial(
+                pipelined, local.blocks, local.feed, OPTIMIZER, placements=stages, starts=starts
+            )
+            turn = functools.partial(turns_of, executor, stages[0], batch)
+            contend(f"{spec.rule}, {n} stages", stages, turn, seconds)
     if 1 < n <= len(units):
         starts = cut_balanced(units, n)
         for m in (1, *spec.microbatches):
-            stages = ModelParallel(backprop.blocks[0], OPTIMIZER, single, starts, m)
             simulated = model_parallel(profile, starts, m).seconds
-            name = "backprop, model parallel" + (f", {m} microbatches" if m > 1 else "")
-            contenders.append(Contender(name, n, turns_of_stages(stages, backprop, batch), simulated))
+            name = f"backprop, {n} stages" + (f", {m} microbatches" if m > 1 else "")
+            for stages, seconds in (([single[0]] * n, sum(units)), (single, simulated)):
+                parallel = functools.partial(ModelParallel, backprop.blocks[0], OPTIMIZER, stages, starts, m)
+                contend(name, stages, functools.partial(turns_of_stages, parallel, backprop, batch), seconds)
     return contenders
 
 
@@ -243,8 +254,9 @@ def idle(steps: int) -> None:
     """The turn of a process that has no part in it."""
 
 
-def turns_of(executor: Executor, placement: Placement, batch: Batch) -> Turn:
+def turns_of(make: Callable[[], Executor], placement: Placement, batch: Batch) -> Turn:
     """Of an executor whose data go to ``placement``."""
+    executor = make()
     state = executor.init(jax.random.key(0), jax.tree.map(lambda x: jnp.asarray(x[:1]), batch))
     mine = placement.positions(len(batch.label))
     data = placement.spread(jax.tree.map(lambda x: x[mine], batch), 0)
@@ -258,8 +270,9 @@ def turns_of(executor: Executor, placement: Placement, batch: Batch) -> Turn:
     return turn
 
 
-def turns_of_stages(stages: ModelParallel, backprop: Parts, batch: Batch) -> Turn:
+def turns_of_stages(make: Callable[[], ModelParallel], backprop: Parts, batch: Batch) -> Turn:
     """Of backprop in stages."""
+    stages = make()
     states, microbatches = stages.init(backprop.init(batch).blocks[0], batch)
 
     def turn(steps: int) -> None:
@@ -337,19 +350,23 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
     write_json(workdir / "scaling.json", found)
     batch = found["spec"]["batch_size"]
     measured = found["measured"]
-    base = {of["name"]: of["seconds"] for of in measured if of["devices"] == 1}
-    rows: list[Sequence[str]] = [("contender", "devices", "img/s", "÷ one device", "simulated", "simulated ÷ measured")]
+    alone = {of["name"]: of["seconds"] for of in measured if of["devices"] == 1}
+    rows: list[Sequence[str]] = [
+        ("contender", "devices", "img/s", "÷ same on one", "÷ best on one", "simulated", "simulated ÷ measured")
+    ]
     for of in measured:
-        one = base[max((name for name in base if of["name"].startswith(name)), key=len)]
-        speed_up, simulated = one / of["seconds"], of["simulated"]
+        same = alone[max((name for name in alone if of["name"].startswith(name)), key=len)]
+        rule = "backprop" if of["name"].startswith("backprop") else found["spec"]["rule"]
+        best = min(seconds for name, seconds in alone.items() if name.startswith(rule))
         rows.append(
             (
                 of["name"],
                 str(of["devices"]),
                 f"{batch / of['seconds']:,.1f}",
-                f"{speed_up:.2f}",
-                f"{batch / simulated:,.1f}",
-                f"{of['seconds'] / simulated:.2f}",
+                f"{same / of['seconds']:.2f}",
+                f"{best / of['seconds']:.2f}",
+                f"{batch / of['simulated']:,.1f}",
+                f"{of['seconds'] / of['simulated']:.2f}",
             )
         )
     text = [aligned(rows), ""]

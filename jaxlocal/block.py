@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from jaxlocal.layers import batch_norm_over
 from jaxlocal.network import Network, blocks_of
@@ -195,8 +196,15 @@ def gradients(
 
 
 def mean_over(tree: Any, axis: DataAxis | None) -> Any:
-    """The mean over the devices; the tree itself if there is one."""
-    return jax.lax.pmean(tree, axis.name) if axis else tree
+    """The mean over the devices, by one message for each dtype; the tree itself if there is one device."""
+    if not axis:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    means: dict[int, jax.Array] = {}
+    for dtype in dict.fromkeys(x.dtype for x in leaves):
+        flat, restore = ravel_pytree({i: x for i, x in enumerate(leaves) if x.dtype == dtype})
+        means |= restore(jax.lax.pmean(flat, axis.name))
+    return jax.tree.unflatten(structure, [means[i] for i in range(len(leaves))])
 
 
 def update(
