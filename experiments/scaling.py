@@ -330,7 +330,10 @@ def in_processes(spec: Spec, number: int) -> dict[str, Any]:
         worker.start()
     while all(worker.is_alive() or worker.exitcode == 0 for worker in workers):
         with contextlib.suppress(queue.Empty):
-            return results.get(timeout=1)
+            found = results.get(timeout=1)
+            for worker in workers:
+                worker.join()
+            return found
     raise UserError("one of the processes that measure has ended, for the reason above")
 
 
@@ -350,23 +353,20 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
     write_json(workdir / "scaling.json", found)
     batch = found["spec"]["batch_size"]
     measured = found["measured"]
-    alone = {of["name"]: of["seconds"] for of in measured if of["devices"] == 1}
-    rows: list[Sequence[str]] = [
-        ("contender", "devices", "img/s", "÷ same on one", "÷ best on one", "simulated", "simulated ÷ measured")
-    ]
+    alone = {of["name"]: of for of in measured if of["devices"] == 1}
+    rows: list[Sequence[str]] = [("contender", "devices", "img/s", "÷ best on one", "÷ same on one", "simulated")]
     for of in measured:
         same = alone[max((name for name in alone if of["name"].startswith(name)), key=len)]
         rule = "backprop" if of["name"].startswith("backprop") else found["spec"]["rule"]
-        best = min(seconds for name, seconds in alone.items() if name.startswith(rule))
+        best = min(one["seconds"] for name, one in alone.items() if name.startswith(rule))
         rows.append(
             (
                 of["name"],
                 str(of["devices"]),
                 f"{batch / of['seconds']:,.1f}",
-                f"{same / of['seconds']:.2f}",
                 f"{best / of['seconds']:.2f}",
-                f"{batch / of['simulated']:,.1f}",
-                f"{of['seconds'] / of['simulated']:.2f}",
+                f"{same['seconds'] / of['seconds']:.2f}",
+                f"{same['simulated'] / of['simulated']:.2f}",
             )
         )
     text = [aligned(rows), ""]
