@@ -1,5 +1,7 @@
 """Several processes that train together: the numbers of one."""
 
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import processes
 from experiments.record import read_history
 from tests.programs import ROOT, assert_one_line_error, program
 
@@ -56,6 +59,35 @@ def test_two_processes_train_as_one_does(way, tmp_path):
     again = program("train", *alone, f"--workdir={tmp_path / 'two'}")
     assert again.returncode == 0
     assert "is finished: at step 4 of 4" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_loss_of_a_process_ends_the_other_and_nothing_is_lost(lost, tmp_path):
+    """kill -9 of one: the other says so, or JAX does where it notices first; both go on from the last checkpoint."""
+    flags = (
+        DIGITS,
+        "--config.data_parallel=true",
+        "--config.duration=2000 steps",
+        "--config.eval_every=10 steps",
+        f"--workdir={tmp_path}",
+    )
+    both = two(*flags)
+    assert any(line.startswith("step 20 test") for line in both[0].stdout)
+    both[lost].kill()
+    _, errors = both[1 - lost].communicate(timeout=120)
+    both[lost].communicate()
+    assert both[1 - lost].returncode in (processes.LOST, -signal.SIGABRT)
+    assert "start all of them again with the same --workdir" in errors or "another task died" in errors
+    both = two(*flags)
+    assert any(re.search(r"goes on at step \d*0 of 2000", line) for line in both[0].stdout)
+    assert any(line.startswith("step ") for line in both[0].stdout)  # it has begun
+    both[1].send_signal(signal.SIGTERM)  # one of them is enough
+    for process in both:
+        process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGTERM
+    steps = [line["step"] for line in read_history(tmp_path / "metrics.jsonl") if line["split"] == "train"]
+    assert steps == list(range(2, steps[-1] + 2, 2))  # neither lost nor repeated
 
 
 @pytest.mark.parametrize(
