@@ -130,7 +130,12 @@ def build(
     loss = losses.cross_entropy
     if config.label_smoothing:
         loss = functools.partial(loss, label_smoothing=config.label_smoothing)
-    units = make("model", MODELS, config.model)
+
+    def prototypes() -> Any:
+        assert dataset is not None  # when a network is initialised
+        return dataset.prototypes()
+
+    units = make("model", MODELS, config.model, **({"prototypes": prototypes} if config.model.name == "noprop" else {}))
     rule = make_rule(config.rule, loss)
     with user_input("cuts"):
         cuts = parse_cuts(config.cuts, units)
@@ -199,6 +204,8 @@ def _load(config: ConfigDict) -> data.Input:
             else:
                 options = {"image_size": config.image_size, "workers": config.workers}
                 streamed_set = data.Streamed(name, data_dir, test_examples=config.eval_examples, **options)
+                if not config.augment:
+                    raise ValueError(f"{name} is streamed, with crops of its own: augment=False is for sets in memory")
                 if config.seeds > 1:
                     raise ValueError(f"{name} is streamed, for one seed: seeds {config.seeds} train one by one")
                 return streamed_set
@@ -209,7 +216,7 @@ def _load(config: ConfigDict) -> data.Input:
         ) from error
     if config.eval_examples:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
-    return data.InMemory(dataset)
+    return data.InMemory(dataset, augment=config.augment)
 
 
 def _check_fields(config: ConfigDict) -> None:

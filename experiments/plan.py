@@ -76,7 +76,7 @@ def config_and_data() -> tuple[ConfigDict, Input]:
         config.duration = f"{config.batch_size} steps"  # as many batches as one may be split into
         zero = np.zeros((), np.uint8), np.zeros((), np.int32)  # of any size, without memory
         split = Split(np.broadcast_to(zero[0], (n, side, side, 3)), np.broadcast_to(zero[1], n))
-        dataset = InMemory(Dataset(config.dataset, _CLASSES.value, split, split))
+        dataset = InMemory(Dataset(config.dataset, _CLASSES.value, split, split), augment=config.augment)
     return config, build(in_one_block(config), dataset).dataset
 
 

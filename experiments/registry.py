@@ -16,9 +16,12 @@ RULES: Mapping[str, Callable[..., Any]] = {name: getattr(rules, name) for name i
 MODELS: Mapping[str, Callable[..., Any]] = {
     "convnet": models.convnet,
     "imagenet_resnet": models.imagenet_resnet,
+    "lenet": models.lenet,
     "mlp": models.mlp,
+    "noprop": models.noprop,
     "resnet": models.resnet,
     "resnext": models.resnext,
+    "rnn": models.rnn,
     "vgg": models.vgg,
 }
 
@@ -106,7 +109,7 @@ def listing() -> str:
             shown = ", ".join(
                 str(parameter).split(":")[0].strip() + _default(parameter)
                 for parameter in inspect.signature(function).parameters.values()
-                if parameter.name not in ("loss", "learning_rate")
+                if parameter.name not in ("loss", "learning_rate", "prototypes")
             )
             lines.append(f"{kind:<10} {name}({shown})")
     sets = (*data.NAMES, "random_SIDE_CLASSES_EXAMPLES", "any image classification set of TFDS, as imagenet2012")

@@ -18,12 +18,25 @@ import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "sigmoid": nn.sigmoid}
+
 _batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
 
 
 def BatchNorm(use_running_average: bool, *, name: str) -> nn.BatchNorm:  # noqa: N802
     """Batch normalisation with the papers' constants; over all devices within :func:`batch_norm_over`."""
     return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, axis_name=_batch_axis.get(), name=name)
+
+
+def known_activation(name: str) -> str:
+    """The name itself.
+
+    Raises:
+      ValueError: if it is none of :data:`ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return name
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxlocal.layers import safe_sqrt
 
 Loss = Callable[[Float[Array, "b k"], Int[Array, "b"]], Float[Array, "b"]]
+TargetLoss = Callable[[Float[Array, "b ... f"], Float[Array, "#b ... f"]], Float[Array, "b"]]
 
 
 def cross_entropy(
@@ -95,6 +96,30 @@ def supervised_contrastive(
     positive = (labels[:, None] == labels) & ~itself
     count = jnp.maximum(1, jnp.sum(positive, axis=1)).astype(log_p.dtype)
     return -jnp.sum(jnp.where(positive, log_p, 0.0), axis=1) / count
+
+
+def inner_product(output: Float[Array, "b ... f"], target: Float[Array, "#b ... f"]) -> Float[Array, "b"]:
+    """``<output, target>``: its gradient is the target itself, whatever the output (DRTP, Frenkel et al. 2021)."""
+    return jnp.sum(output * target, axis=tuple(range(1, output.ndim)))
+
+
+def squared_distance(output: Float[Array, "b ... f"], target: Float[Array, "#b ... f"]) -> Float[Array, "b"]:
+    """``|output - target|^2 / 2`` over features, mean over pixels or time steps: its gradient is the difference."""
+    return _mean_of_positions((output - target) ** 2 / 2)
+
+
+def absolute_distance(output: Float[Array, "b ... f"], target: Float[Array, "#b ... f"]) -> Float[Array, "b"]:
+    """``|output - target|`` over features, mean over pixels or time steps: its gradient is the difference's sign."""
+    return _mean_of_positions(jnp.abs(output - target))
+
+
+def logistic(output: Float[Array, "b ... f"], target: Float[Array, "#b ... f"]) -> Float[Array, "b"]:
+    """Cross-entropy of the features as independent logits: its gradient is the difference of the sigmoids."""
+    return _mean_of_positions(optax.sigmoid_binary_cross_entropy(output, jax.nn.sigmoid(target)))
+
+
+def _mean_of_positions(x: Float[Array, "b ... f"]) -> Float[Array, "b"]:
+    return jnp.mean(jnp.sum(x, axis=-1), axis=tuple(range(1, x.ndim - 1)))
 
 
 def accuracy(logits: Float[Array, "b k"], labels: Int[Array, "b"]) -> Float[Array, ""]:

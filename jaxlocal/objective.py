@@ -5,6 +5,7 @@ hyper-parameters; combinators take and return objectives, so they chain.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -148,6 +149,51 @@ def feature_objective(head: nn.Module | Callable[[Batch], nn.Module], loss: Feat
         return ObjectiveOut(jnp.mean(loss(_float32(features), batch)), mutated, {}, None)
 
     return LocalObjective(init, apply, no_sync)
+
+
+@same_for_equal_arguments
+def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | None = None) -> LocalObjective:
+    r"""Compares the block's output with a fixed random projection of the label, without any head.
+
+    The target is :math:`\mathrm{onehot}(y) P`, where :math:`P` is drawn once, uniformly in
+    :math:`\pm\mathrm{bound}`, and has the output's shape for each class; time steps of a sequence, ``[b, t, f]``,
+    share theirs.
+
+    Args:
+      num_classes: k.
+      loss: ``(output, target) -> [b]``; the output comes in float32 or wider.
+      bound: of the entries; None for :math:`\sqrt{6 / F}` at :math:`F` numbers in an output (Kaiming's).
+
+    Returns:
+      An objective whose logits are the negated losses against each class's target, so its metrics hold ``accuracy``.
+    """
+
+    def init(key: Key, carry: Carry, batch: Batch) -> Variables:
+        del batch
+        shape = (1, carry.shape[-1]) if carry.ndim == 3 else carry.shape[1:]
+        limit = math.sqrt(6 / math.prod(shape)) if bound is None else bound
+        projection = jax.random.uniform(key, (num_classes, *shape), jnp.float32, -limit, limit)
+        return {"fixed": {"projection": projection}}
+
+    def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
+        del key, train
+        output = _float32(carry)
+        projection = variables["fixed"]["projection"].astype(output.dtype)
+        value = jnp.mean(loss(output, projection[batch.label]))
+        logits = -jax.lax.map(lambda target: loss(jax.lax.stop_gradient(output), target[None]), projection).T
+        return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(logits, batch.label)}, logits)
+
+    return LocalObjective(init, apply, no_sync)
+
+
+@same_for_equal_arguments
+def detached(inner: LocalObjective) -> LocalObjective:
+    """Trains the inner objective's head alone: its gradient does not reach the block."""
+
+    def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
+        return inner.apply(variables, jax.lax.stop_gradient(carry), batch, key, train=train)
+
+    return inner._replace(apply=apply)
 
 
 def _float32(x: Array) -> Array:

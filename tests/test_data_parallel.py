@@ -18,7 +18,7 @@ from tests.test_contract import ROWS, rows
 from tests.test_programs import digits
 
 # Their losses compare examples with each other, or draw noise: a device sees its own part.
-OF_THE_PART = {"predsim", "composite"}
+OF_THE_PART = {"predsim", "composite", "noprop_dt", "noprop_ct", "noprop_fm"}
 
 
 FOUR = DataParallel(jax.devices()[:4])

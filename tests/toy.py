@@ -69,6 +69,11 @@ def composite() -> Rule:
     return rule
 
 
+def on(units: tuple[nn.Module, ...], rule: Rule) -> Rule:
+    """A rule for units of its own, whatever network it is given."""
+    return lambda network, num_classes: rule(Network(units, cut_everywhere(units)), num_classes)
+
+
 @cache
 def _build(rule: Rule, seed: int, dtype) -> Toy:
     units = convnet((8, 8, 12, 12, 16), (1, 1, 2, 1, 2))

@@ -10,6 +10,7 @@ def digits() -> ConfigDict:
             "dataset": "digits",
             "data_dir": "",  # TFDS directory; "" for TFDS's default
             "eval_examples": 0,  # test examples to evaluate; 0 for all
+            "augment": True,  # crops and flips, where the data set's recipe has them
             "image_size": 224,  # of sets that are streamed: side that images are cropped to
             "workers": 0,  # of sets that are streamed: processes that decode; 0 for a thread of the program
             "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
@@ -37,6 +38,43 @@ def digits() -> ConfigDict:
             "evidence": {},
         }
     )
+
+
+def mnist() -> ConfigDict:
+    """MNIST as it is, without augmentation: Adam at a constant rate."""
+    config = digits()
+    config.dataset = "mnist"
+    config.model = ConfigDict({"name": "mlp", "features": (1000,), "activation": "tanh"})
+    config.optimizer = ConfigDict({"name": "adamw", "b1": 0.9, "b2": 0.999, "weight_decay": 0.0})
+    config.schedule = "constant"
+    config.learning_rate = 1e-3
+    config.warmup_epochs = 0
+    config.batch_size = 128
+    config.eval_batch_size = 1000
+    config.duration = "20 epochs"
+    return config
+
+
+def noprop(dataset: str = "mnist", classes: int = 10) -> ConfigDict:
+    """The recipe of the NoProp paper in discrete time: AdamW, batch 128, 100 epochs, no augmentation."""
+    config = mnist()
+    config.dataset = dataset
+    config.augment = False
+    config.model = ConfigDict(
+        {
+            "name": "noprop",
+            "steps": 10,
+            "classes": classes,
+            "embedding": "one_hot",
+            "features": 20,
+            "width": 1.0,
+            "dropout": 0.2,
+        }
+    )
+    config.rule = ConfigDict({"name": "noprop_dt", "eta": 0.1, "offset": 0.008, "stochastic": False})
+    config.optimizer.weight_decay = 1e-3
+    config.duration = "100 epochs"
+    return config
 
 
 def cifar10() -> ConfigDict:
@@ -112,6 +150,9 @@ def finish(config: ConfigDict, mode: str) -> ConfigDict:
             config.model.depth = 20
             config.model.width = 4
             config.cuts = "all"
+        elif config.model.name == "noprop":
+            config.model.steps = 3
+            config.model.width = 0.25
         elif config.model.name == "imagenet_resnet":
             config.model.depth = 18
             config.model.width = 8

@@ -3,6 +3,7 @@
 from jaxlocal.data.augment import RECIPES, Decoded, Examples, Recipe, prepare_with, recipe
 from jaxlocal.data.inputs import Devices, InMemory, Input
 from jaxlocal.data.order import batch_indices, steps_per_epoch
+from jaxlocal.data.prototypes import prototypes
 from jaxlocal.data.sources import NAMES, Dataset, MissingDataError, Split, is_small, load, tfds_builder
 from jaxlocal.data.stream import Streamed, UnreadableError
 
@@ -24,6 +25,7 @@ __all__ = [
     "is_small",
     "load",
     "prepare_with",
+    "prototypes",
     "recipe",
     "steps_per_epoch",
     "tfds_builder",

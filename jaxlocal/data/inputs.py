@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlocal.data.augment import Examples, prepare_with, recipe
 from jaxlocal.data.order import batch_indices
+from jaxlocal.data.prototypes import prototypes
 from jaxlocal.data.sources import Dataset
 from jaxlocal.feed import Prepare
 from jaxlocal.variables import abstract
@@ -52,6 +53,13 @@ class Input(Protocol):
     batch_axes: Any
     ahead: int
 
+    def prototypes(self) -> np.ndarray:
+        """An image of each class, ``[k, h w c]``, normalised.
+
+        Raises:
+          ValueError: if they cannot be found.
+        """
+
     def resident(self, devices: Devices) -> Any:
         """What all training steps share, put on the devices."""
 
@@ -80,17 +88,23 @@ class InMemory:
 
     Args:
       dataset: of :func:`jaxlocal.data.load`, or noise.
+      augment: whether training images are cropped and mirrored, where the recipe says so.
     """
 
     batch_axes = Examples(None, None, 0)  # type: ignore[arg-type]
     ahead = 0
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, *, augment: bool = True) -> None:
         self.num_classes = dataset.num_classes
         self.image_shape: tuple[int, ...] = dataset.train.image.shape[1:]
         self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)
-        self.prepare = prepare_with(recipe(dataset.name))
-        self._train, self._test = dataset.train, dataset.test
+        treatment = recipe(dataset.name)
+        self.prepare = prepare_with(treatment if augment else treatment._replace(pad=0, flip=False))
+        self._dataset, self._train, self._test = dataset, dataset.train, dataset.test
+
+    def prototypes(self) -> np.ndarray:
+        """As :func:`jaxlocal.data.prototypes`."""
+        return prototypes(self._dataset)
 
     def resident(self, devices: Devices) -> Any:
         """All images and labels of the training split."""

@@ -195,6 +195,14 @@ class Streamed:
         self.num_test = min(len(self._test.source), test_examples or len(self._test.source))
         self.prepare = prepare_with(STREAMED)
 
+    def prototypes(self) -> np.ndarray:
+        """Not of images that are cropped at random.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("prototypes of classes need a data set in memory: give another model.embedding")
+
     def resident(self, devices: Devices) -> Any:
         """Nothing."""
         del devices

@@ -2,22 +2,32 @@
 
 from jaxlocal.models.convnet import ConvUnit, convnet
 from jaxlocal.models.imagenet_resnet import Bottleneck, PooledStem, imagenet_resnet, resnext
+from jaxlocal.models.lenet import PoolUnit, lenet
 from jaxlocal.models.mlp import DenseUnit, mlp
+from jaxlocal.models.noprop import Denoiser, LabelUnit, noprop
 from jaxlocal.models.resnet import BasicBlock, Stem, resnet
+from jaxlocal.models.rnn import RecurrentUnit, rnn
 from jaxlocal.models.vgg import PooledConvUnit, vgg
 
 __all__ = [
     "BasicBlock",
     "Bottleneck",
     "ConvUnit",
+    "Denoiser",
     "DenseUnit",
+    "LabelUnit",
+    "PoolUnit",
     "PooledConvUnit",
     "PooledStem",
+    "RecurrentUnit",
     "Stem",
     "convnet",
     "imagenet_resnet",
+    "lenet",
     "mlp",
+    "noprop",
     "resnet",
     "resnext",
+    "rnn",
     "vgg",
 ]

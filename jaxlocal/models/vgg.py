@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxlocal.layers import BatchNorm, conv
 from jaxlocal.models.convnet import ConvUnit
 
-CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class PooledConvUnit(nn.Module):
@@ -39,10 +39,10 @@ class PooledConvUnit(nn.Module):
 
 
 def vgg(depth: int = 19, width: int = 64) -> tuple[nn.Module, ...]:
-    """VGG of ``depth`` layers: one unit per convolution; 8, 10, 13 and 16 units.
+    """VGG of ``depth`` layers: one unit per convolution; 5, 8, 10, 13 and 16 units.
 
     Args:
-      depth: 11, 13, 16 or 19, the classifier's three dense layers included.
+      depth: 8, 11, 13, 16 or 19, the classifier's three dense layers included.
       width: channels of the first stage; each of the next three doubles it.
 
     Returns:
@@ -52,7 +52,7 @@ def vgg(depth: int = 19, width: int = 64) -> tuple[nn.Module, ...]:
       ValueError: if the depth is none of these, or the width is not positive.
     """
     if depth not in CONVOLUTIONS:
-        raise ValueError(f"a VGG has 11, 13, 16 or 19 layers, not {depth}")
+        raise ValueError(f"a VGG has 8, 11, 13, 16 or 19 layers, not {depth}")
     if width < 1:
         raise ValueError(f"width {width}: give 1 or more channels")
     units = [

@@ -1,0 +1,19 @@
+"""tpSGD on MNIST, read row by row: two recurrent layers."""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Returns the config; ``mode`` is empty or ``smoke``."""
+    config = common.mnist()
+    config.rule = ConfigDict({"name": "tpsgd", "distance": "squared", "bound": 1.0})
+    config.model = ConfigDict({"name": "rnn", "features": (256, 256), "cell": "rnn"})
+    config.evidence = common.evidence(
+        "tpsgd_mnist_rnn.py",
+        paper="arXiv 2208.08503; its networks and rates could not be read",
+        expected="TODO",
+        run_time="TODO",
+    )
+    return common.finish(config, mode)
