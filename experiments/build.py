@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -104,15 +104,12 @@ def _readable(batches: Generator[Any, None, None]) -> Generator[Any, None, None]
         raise UserError(str(error)) from error
 
 
-def build(
-    config: ConfigDict, dataset: data.Input | None = None, devices: Sequence[jax.Device] | None = None
-) -> Experiment:
+def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     """Builds a config, cheapest checks first.
 
     Args:
       config: as :mod:`experiments.configs` makes them.
       dataset: the one that the config names, if it was loaded before.
-      devices: that data_parallel and pipelined use; None for all.
 
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
@@ -167,7 +164,7 @@ def build(
     )
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
-    where = placements(config, len(blocks), devices)
+    where = placements(config, len(blocks))
     images = (config.batch_size // len(where[0].devices), *dataset.image_shape)
     stages = starts(where, blocks, local_rule.feed, optimizer, images, dtype)
     options = {

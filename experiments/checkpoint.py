@@ -83,10 +83,13 @@ class Checkpoints:
         """
         failures: dict[int, UserError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            error = None
             try:
                 state = self.restore(step, template)
-            except UserError as error:
-                failures[step] = error
+            except UserError as raised:
+                error = raised
+            if processes.agreed(error is not None):
+                failures[step] = error or UserError(f"checkpoint {step} cannot be restored by another process")
                 continue
             self._set_aside(failures)
             return step, state

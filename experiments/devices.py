@@ -20,18 +20,17 @@ from jaxlocal.network import cut_balanced
 from jaxlocal.objective import Batch
 
 
-def placements(config: ConfigDict, num_blocks: int, devices: Sequence[jax.Device] | None = None) -> list[Placement]:
+def placements(config: ConfigDict, num_blocks: int) -> list[Placement]:
     """The devices of each stage; one stage unless blocks are pipelined.
 
     Args:
       config: says whether, and in how many stages.
       num_blocks: of the network.
-      devices: to use; None for all, of all processes.
 
     Raises:
       UserError: if the devices, the stages and the batch do not go together.
     """
-    devices = list(devices or jax.devices())
+    devices = jax.devices()
     pipelined = config.executor == "pipelined"
     if config.stages and not pipelined:
         raise UserError(f"stages {config.stages} with executor {config.executor}: only pipelined has stages")
@@ -50,6 +49,12 @@ def placements(config: ConfigDict, num_blocks: int, devices: Sequence[jax.Device
         )
     if not pipelined and not config.data_parallel:
         return [ONE_DEVICE]
+    idle = jax.process_count() - len({device.process_index for device in devices[: stages * width]})
+    if idle:
+        raise UserError(
+            f"{idle} of {jax.process_count()} processes would have none of the {stages} stages: give "
+            "--config.data_parallel=true and --config.stages, more stages, or fewer processes"
+        )
     rows = _grid(devices[: stages * width] if width == 1 else devices, stages)
     if config.data_parallel:
         return [DataParallel(row, sync_batch_norm=config.sync_batch_norm) for row in rows]

@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> None:
         step = checkpoints.step(_CHECKPOINT.value)
         if step is None:
             raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
+        if config.executor == "pipelined":
+            config.executor = "streamed"
+        config.stages, config.data_parallel = 0, False  # whatever devices it was trained on
         experiment = building.build(config)
         state = checkpoints.restore(step, experiment.init(config))
     for i, exits in enumerate(building.evaluate(experiment, state, config)):

@@ -23,7 +23,7 @@ from jaxlocal.executors import Program, streamed
 from jaxlocal.feed import chain
 from jaxlocal.heads import Classifier
 from jaxlocal.network import Network, cheapest_cuts, cut_everywhere
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync, readout
+from jaxlocal.objective import Batch, Carry, ObjectiveOut, no_sync, readout
 from jaxlocal.variables import Key, Variables, abstract, nbytes
 
 
@@ -241,7 +241,7 @@ def settled(
 def in_one_block(config: ConfigDict, rule: str = "backprop") -> ConfigDict:
     """The same config under a rule that has one block."""
     other = changed(config, "even:1", "fused")
-    other.rule = ConfigDict(parse_calls(rule, "rule")[rule])
+    other.rule, other.stages = ConfigDict(parse_calls(rule, "rule")[rule]), 0
     return other
 
 
@@ -323,7 +323,7 @@ def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train
     return ObjectiveOut(jnp.mean(carry.astype(jnp.float32)), {}, {}, None)
 
 
-_NO_HEAD = LocalObjective(lambda key, carry, batch: {}, _silent, no_sync)
+_NO_HEAD = headless(_silent)
 _known: dict[str, Cost] = {}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxlocal.executors import DataParallel
 
 LOST = 3  # exit code
 
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # errors that no other process causes
 _PATIENCE = 60  # seconds until a process that does not answer counts as lost
 
 
@@ -99,13 +101,18 @@ def together(what: str) -> None:
 def loss_ends_the_run() -> Iterator[None]:
     """Within, an error that another process left behind ends this one too, in one line.
 
-    The process ends at once: what would be done in order would wait for the others.
+    The process ends at once: what would be done in order would wait for the others. So does one that
+    fails by itself, with its traceback.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if alone():
             raise
+        if str(error).startswith(_OWN):
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
         reason = next(iter(str(error).splitlines()), "")
         print(
             f"error: process {jax.process_index()} lost another one of {jax.process_count()} ({reason}): start all of "

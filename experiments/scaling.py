@@ -231,7 +231,7 @@ def measure_profile(local: Parts, backprop: Parts, batch: Batch) -> Profile:
         unit_outputs=units.outputs,
         bandwidth=measure_bandwidth(),
     )
-    return jax.tree.map(lambda x: type(x)(processes.of_first(np.asarray(x))), found)
+    return jax.tree.map(lambda x: type(x)(processes.of_first(np.asarray(x, np.float32))), found)
 
 
 def measure_bandwidth() -> float:

@@ -64,13 +64,13 @@ def block_parallel(profile: Profile, starts: Sequence[int], width: int = 1) -> R
     """
     stages, parameters, moved = _stages(profile.blocks, profile.block_parameters, profile.block_outputs, starts)
     rings = [_ring(size, width) for size in parameters]
-    free = [0.0] * len(stages)
+    free, links = [0.0] * len(stages), [0.0] * len(stages)
     done = []
     for _ in range(10 * len(stages) + 10):
         arrived = 0.0
         for s, seconds in enumerate(stages):
             free[s] = max(free[s], arrived) + seconds + rings[s] / profile.bandwidth
-            arrived = free[s] + moved[s] / profile.bandwidth
+            arrived = links[s] = max(links[s], free[s]) + moved[s] / profile.bandwidth
         done.append(free[-1])
     half = len(done) // 2
     return _rate((done[-1] - done[half - 1]) / (len(done) - half), stages, sum(moved) + sum(rings))
@@ -89,17 +89,17 @@ def model_parallel(profile: Profile, starts: Sequence[int], microbatches: int = 
     backward, *_ = _stages(profile.backward, profile.unit_parameters, profile.unit_outputs, starts)
     rings = [_ring(size, width) for size in parameters]
     moves = [size / profile.bandwidth / microbatches for size in moved]
-    free = [0.0] * len(forward)
+    free, links = [0.0] * len(forward), [0.0] * len(forward)
     for _ in range(microbatches):
         arrived = 0.0
         for s, seconds in enumerate(forward):
             free[s] = max(free[s], arrived) + seconds / microbatches
-            arrived = free[s] + moves[s]
+            arrived = links[s] = max(links[s], free[s]) + moves[s]
     for _ in range(microbatches):
         arrived = 0.0
         for s in reversed(range(len(backward))):
             free[s] = max(free[s], arrived) + backward[s] / microbatches
-            arrived = free[s] + moves[s - 1]
+            arrived = links[s - 1] = max(links[s - 1], free[s]) + moves[s - 1]
     seconds = max(at + ring / profile.bandwidth for at, ring in zip(free, rings, strict=True))
     return _rate(seconds, [a + b for a, b in zip(forward, backward, strict=True)], 2 * sum(moved) + sum(rings))
 

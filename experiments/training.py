@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -87,12 +88,19 @@ def _loop(
 ) -> tuple[Sequence[Sequence[Mapping[str, float]]], signal.Signals | None]:
     """Steps, log lines, evaluations and checkpoints, until the end or a signal: ``(seeds, stopped by)``.
 
-    Metrics are those of single steps, and the fetch of one step's waits until the next
-    step is under way, so the device never idles for them.
+    Metrics are those of single steps, and the fetch of one step's waits until as many more steps are under
+    way as there are stages, so no device idles for them.
     """
     chrono = Chrono(experiment.num_steps, config.batch_size * config.seeds)
     seeds: Sequence[Sequence[Mapping[str, float]]] | None = None
-    unlogged = None
+    unlogged: deque[tuple[int, BlockMetrics]] = deque()
+
+    def log(until: int) -> bool:
+        """Logs what is due of the steps up to ``until``, and says whether there was anything."""
+        due = [unlogged.popleft() for _ in range(sum(step <= until for step, _ in unlogged))]
+        for step, metrics in due:
+            _log(step, metrics, experiment, recorder, chrono)
+        return bool(due)
 
     for step, batch in zip(range(first_step, experiment.num_steps), batches, strict=True):
         if step == first_step:
@@ -100,8 +108,7 @@ def _loop(
         profiler.before(step, state)
         state, metrics = experiment.executor.step(state, batch)
         done = step + 1
-        if unlogged:
-            _log(*unlogged, experiment, recorder, chrono)
+        logged = log(done - len(experiment.stages))
         if not chrono.running:
             jax.block_until_ready(state)
             print(
@@ -109,13 +116,13 @@ def _loop(
                 f"per example, {compiled.temporaries / cost.MIB:,.1f} MiB of temporaries",
                 flush=True,
             )
-        unlogged = (done, metrics) if done % experiment.log_every == 0 or done == experiment.num_steps else None
+        if done % experiment.log_every == 0 or done == experiment.num_steps:
+            unlogged.append((done, metrics))
         evaluate_now = done % experiment.eval_every == 0 or done == experiment.num_steps
         # Processes have to stop at the same step, so they ask each other, but not at every step.
-        stopping = processes.agreed(bool(received)) if processes.alone() or unlogged else False
-        if unlogged and (evaluate_now or stopping):
-            _log(*unlogged, experiment, recorder, chrono)
-            unlogged = None
+        stopping = processes.agreed(bool(received)) if processes.alone() or logged else False
+        if evaluate_now or stopping:
+            log(done)
         if evaluate_now:
             jax.block_until_ready(state)  # what is still under way is training time
             with chrono.paused():

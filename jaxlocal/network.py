@@ -150,11 +150,6 @@ def with_strides(unit: nn.Module, strides: int) -> nn.Module:
     return unit.clone()
 
 
-def truncated(unit: nn.Module) -> nn.Module:
-    """A fresh copy of a recurrent unit whose gradients stay within a time step; other units as they are."""
-    return unit.clone(truncated=True) if hasattr(unit, "truncated") else unit
-
-
 def with_width(unit: nn.Module, width: float) -> nn.Module:
     """A fresh copy of a unit with ``width`` times its features, rounded down, at least one.
 

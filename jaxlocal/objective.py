@@ -100,6 +100,16 @@ def no_sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
 same_for_equal_arguments = functools.lru_cache(maxsize=4096)
 
 
+def headless(apply: Apply) -> LocalObjective:
+    """An objective without variables of its own."""
+    return LocalObjective(lambda key, carry, batch: {}, apply, no_sync)
+
+
+def in_float32(x: Array) -> Array:
+    """The array in float32, unless it is wider."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
 def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalObjective:
     """A head reads class scores off the block's output; the loss compares them with the labels.
 
@@ -121,7 +131,7 @@ def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         logits, mutated = apply_module(head, variables, carry, key, train=train)
-        logits = _float32(logits)
+        logits = in_float32(logits)
         metrics = {"accuracy": losses.accuracy(logits, batch.label)}
         return ObjectiveOut(jnp.mean(loss(logits, batch.label)), mutated, metrics, logits)
 
@@ -146,7 +156,7 @@ def feature_objective(head: nn.Module | Callable[[Batch], nn.Module], loss: Feat
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         features, mutated = apply_module(module(batch), variables, carry, key, train=train)
-        return ObjectiveOut(jnp.mean(loss(_float32(features), batch)), mutated, {}, None)
+        return ObjectiveOut(jnp.mean(loss(in_float32(features), batch)), mutated, {}, None)
 
     return LocalObjective(init, apply, no_sync)
 
@@ -156,8 +166,8 @@ def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | No
     r"""Compares the block's output with a fixed random projection of the label, without any head.
 
     The target is :math:`\mathrm{onehot}(y) P`, where :math:`P` is drawn once, uniformly in
-    :math:`\pm\mathrm{bound}`, and has the output's shape for each class; time steps of a sequence, ``[b, t, f]``,
-    share theirs.
+    :math:`\pm\mathrm{bound}`, and has the output's shape for each class. Of a sequence, ``[b, t, f]``, the
+    last time step is compared.
 
     Args:
       num_classes: k.
@@ -170,14 +180,14 @@ def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | No
 
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         del batch
-        shape = (1, carry.shape[-1]) if carry.ndim == 3 else carry.shape[1:]
+        shape = carry.shape[2:] if carry.ndim == 3 else carry.shape[1:]
         limit = math.sqrt(6 / math.prod(shape)) if bound is None else bound
         projection = jax.random.uniform(key, (num_classes, *shape), jnp.float32, -limit, limit)
         return {"fixed": {"projection": projection}}
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del key, train
-        output = _float32(carry)
+        output = in_float32(carry[:, -1] if carry.ndim == 3 else carry)
         projection = variables["fixed"]["projection"].astype(output.dtype)
         value = jnp.mean(loss(output, projection[batch.label]))
         logits = -jax.lax.map(lambda target: loss(jax.lax.stop_gradient(output), target[None]), projection).T
@@ -194,10 +204,6 @@ def detached(inner: LocalObjective) -> LocalObjective:
         return inner.apply(variables, jax.lax.stop_gradient(carry), batch, key, train=train)
 
     return inner._replace(apply=apply)
-
-
-def _float32(x: Array) -> Array:
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 @same_for_equal_arguments

@@ -118,14 +118,15 @@ def test_programs_are_of_one_device():
 
 
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
-    config = digits(eval_every="2 steps", data_parallel=True)
+    config = digits(eval_every="2 steps", data_parallel=True, sync_batch_norm=True)
     whole = train_and_evaluate(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")
-    on_one = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
+    on_one = train_and_evaluate(digits(eval_every="2 steps", sync_batch_norm=True), tmp_path)
     assert [(line["step"], line["split"]) for line in on_one.history] == [
         (line["step"], line["split"]) for line in whole.history
     ]
-    assert on_one.history[:2] == whole.history[:2]
+    for found, expected in zip(on_one.history, whole.history, strict=True):
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

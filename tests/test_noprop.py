@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from jaxlocal import Batch, Network, make_blocks, models, rules
+from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised
 from jaxlocal.executors import fused
 from jaxlocal.models.noprop import Diffusion
 from jaxlocal.network import cut_everywhere
-from jaxlocal.rules.noprop import Schedule, cosine_schedule, gaussian_kl, noised
 from tests import toy
 
 STEPS = 4

@@ -101,6 +101,13 @@ def test_programs_are_the_stages():
     assert sum(flops[:3]) == pytest.approx(flops[3], rel=0.05)
 
 
+def test_shapes_of_a_state_are_found_without_it():
+    t = toy.make(rules.dgl())
+    executor, image = piped(t), jax.tree.map(lambda x: x[:1], t.batch)
+    shapes = jax.eval_shape(executor.init, jax.random.key(0), image)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes.blocks, executor.init(jax.random.key(0), image).blocks)
+
+
 def test_seconds_of_blocks():
     t = toy.make(rules.dgl())
     before = jax.device_get(t.state.blocks)
@@ -118,8 +125,8 @@ def test_stages_that_do_not_fit_are_refused(starts):
             t.blocks,
             t.feed,
             toy.OPTIMIZER,
-            placements=[OneDevice(d) for d in DEVICES[: len(starts) + (starts != ())]] + [ONE_DEVICE] * (not starts),
-            starts=starts if starts else (0,),
+            placements=[OneDevice(d) for d in DEVICES[: max(2, len(starts) + 1)]],
+            starts=starts,
         )
 
 

@@ -72,6 +72,12 @@ def test_a_slow_link_delays_but_does_not_hold_up():
     assert block_parallel(PROFILE._replace(bandwidth=4.0), (4,)).seconds == pytest.approx(4, rel=1e-6)
 
 
+def test_a_link_carries_one_message_at_a_time():
+    slow = PROFILE._replace(bandwidth=0.1)  # forty seconds for a message
+    assert block_parallel(slow, (4,)).seconds == pytest.approx(40, rel=1e-6)
+    assert model_parallel(slow, (4,), 8).seconds >= 80
+
+
 def test_backprop_in_stages_gains_nothing_without_microbatches():
     assert model_parallel(PROFILE, (2, 4, 6)).seconds == pytest.approx(24, rel=1e-6)
     for m in (4, 8):  # the bubble of GPipe: (S - 1) / (M + S - 1)

@@ -41,12 +41,11 @@ def digits() -> ConfigDict:
 
 
 def mnist() -> ConfigDict:
-    """MNIST as it is, without augmentation: Adam at a constant rate."""
+    """MNIST as it is, without augmentation: Adam."""
     config = digits()
     config.dataset = "mnist"
     config.model = ConfigDict({"name": "mlp", "features": (1000,), "activation": "tanh"})
     config.optimizer = ConfigDict({"name": "adamw", "b1": 0.9, "b2": 0.999, "weight_decay": 0.0})
-    config.schedule = "constant"
     config.learning_rate = 1e-3
     config.warmup_epochs = 0
     config.batch_size = 128
@@ -73,6 +72,7 @@ def noprop(dataset: str = "mnist", classes: int = 10) -> ConfigDict:
     )
     config.rule = ConfigDict({"name": "noprop_dt", "eta": 0.1, "offset": 0.008, "stochastic": False})
     config.optimizer.weight_decay = 1e-3
+    config.schedule = "constant"
     config.duration = "100 epochs"
     return config
 

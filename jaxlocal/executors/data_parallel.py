@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxlocal.block import DataAxis
-from jaxlocal.variables import abstract
+from jaxlocal.variables import abstract, nbytes
 
 AXIS = "data"
 
@@ -207,6 +207,15 @@ def is_here(placement: Placement) -> bool:
     return any(device.process_index == jax.process_index() for device in placement.devices)
 
 
+def bytes_of_a_device(placement: Placement, tree: Any, axes: Any) -> int:
+    """Bytes that a tree takes on each device; ``axes`` say what is split, as in :meth:`Placement.spread`."""
+
+    def one(axis: int | None, part: Any) -> int:
+        return nbytes(part) // (1 if axis is None else len(placement.devices))
+
+    return sum(jax.tree.leaves(jax.tree.map(one, axes, tree, is_leaf=_is_none)))
+
+
 def _is_local(placement: Placement) -> bool:
     return all(device.process_index == jax.process_index() for device in placement.devices)
 
@@ -214,6 +223,8 @@ def _is_local(placement: Placement) -> bool:
 def _put(placement: Placement, tree: Any, where: Any) -> Any:
     if not is_here(placement):
         return jax.tree.map(abstract, tree)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):  # shapes have no place
+        return tree
     if _is_local(placement):
         return jax.device_put(tree, where)
     return jax.tree.map(lambda x: _shared(x, where), tree)

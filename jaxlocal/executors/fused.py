@@ -15,7 +15,7 @@ import optax
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState, DataAxis, Metrics
 from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement
+from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device
 from jaxlocal.executors.loop import Run, Span, evaluation_keys, init_state, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
@@ -117,6 +117,7 @@ def fused(
     evaluate_program = program(evaluate, (None, batch_axes), None)
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
-        return (Program("step", 1, step_program.lower(state, data), nbytes((state, data))),)
+        of_data = bytes_of_a_device(placement, data, batch_axes)
+        return (Program("step", 1, step_program.lower(state, data), nbytes(state) + of_data),)
 
     return Executor(lambda key, batch: placement.replicate(init(key, batch)), step_program, evaluate_program, programs)

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState, Metrics
 from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import AXIS, Placement, is_here
+from jaxlocal.executors.data_parallel import AXIS, Placement, bytes_of_a_device, is_here
 from jaxlocal.executors.fused import ordered
 from jaxlocal.executors.loop import Span, evaluation_keys, init_state, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
@@ -56,6 +56,7 @@ class Link:
         self._direct = all(a.process_index == b.process_index for a, b in self._pairs.items())
         self._mesh = Mesh(np.array([source.devices, target.devices]), (STAGE, AXIS))
         self._shift = functools.cache(self._shift_of)
+        self._nothing = functools.cache(lambda shape, dtype, at: jax.device_put(np.zeros(shape, dtype), at))
 
     def __call__(self, tree: Any, axes: Any) -> Any:
         """The tree on the target; shapes, as they are on the source, if none of its devices are this process's.
@@ -97,7 +98,7 @@ class Link:
         shape = self._source.sharding(axis).shard_shape(x.shape)
         here = _pieces(x) if is_here(self._source) else {}
         pieces = [
-            here[at][None] if at in here else jax.device_put(np.zeros((1, *shape), x.dtype), at)
+            here[at][None] if at in here else self._nothing((1, *shape), x.dtype, at)
             for at in sharding.addressable_devices_indices_map((2, *x.shape))
         ]
         return jax.make_array_from_single_device_arrays((2, *x.shape), sharding, pieces)
@@ -222,8 +223,12 @@ def pipelined(
         return [of_blocks[first:end] for first, end in bounds]
 
     def init(key: Key, batch: Batch) -> TrainState:
-        one = functools.partial(init_state, blocks, feed, optimizer)
-        return place(jax.vmap(one, (0, None))(key, batch) if seeds else one(key, batch))
+        if seeds:
+            return place(jax.vmap(functools.partial(init_state, blocks, feed, optimizer), (0, None))(key, batch))
+        homes = (
+            placement for placement, (first, end) in zip(placements, bounds, strict=True) for _ in range(first, end)
+        )
+        return init_state(blocks, feed, optimizer, key, batch, lambda state: next(homes).replicate(state))
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
         if len(under_way) > last + 1:
@@ -242,7 +247,8 @@ def pipelined(
         for i, old in enumerate(per_stage(state.blocks)):
             args = jax.tree.map(abstract, (state.key, state.step, old, source))
             if is_here(placements[i]):
-                waiting = nbytes(source) * (last + 2 if i else 1)
+                of_source = bytes_of_a_device(placements[i], source, 0 if i else batch_axes)
+                waiting = of_source * (last + 2 if i else 1)
                 found.append(Program(f"stage {i}", 1, program(i, True).lower(*args), nbytes(old) + waiting))
             source = jax.eval_shape(program(i, True), *args)[2]
         return tuple(found)
@@ -254,8 +260,8 @@ def pipelined(
         return TrainState(_local(state.step), _local(state.key), tuple(placed))
 
     def gather(of_blocks: Any) -> Any:
-        if all(map(is_here, placements)):
-            return of_blocks
+        if len({frozenset(device.process_index for device in p.devices) for p in placements}) == 1:
+            return of_blocks  # every process has a copy of every stage
         gathered: list[Any] = []
         for placement, tree in zip(placements, per_stage(of_blocks), strict=True):
             owner = placement.devices[0].process_index == jax.process_index()
@@ -268,7 +274,7 @@ def pipelined(
 
 def _local(x: jax.Array) -> jax.Array:
     """This process's copy of an array that every process has."""
-    if x.is_fully_addressable:
+    if isinstance(x, jax.core.Tracer) or x.is_fully_addressable:
         return x
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_local(jax.random.key_data(x)), impl=jax.random.key_impl(x))
@@ -296,7 +302,8 @@ def block_seconds(
 
     @functools.cache
     def compiled(block: Block) -> Any:
-        return jax.jit(functools.partial(block_lib.update, block, optimizer, dtype=dtype))
+        options = compiler_options(remat=block.remat is not None)
+        return jax.jit(functools.partial(block_lib.update, block, optimizer, dtype=dtype), compiler_options=options)
 
     def timed(
         block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key

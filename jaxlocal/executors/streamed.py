@@ -15,7 +15,7 @@ import optax
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement
+from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device
 from jaxlocal.executors.loop import (
     Run,
     Span,
@@ -131,11 +131,14 @@ def streamed(
 
         sizes = [nbytes(block) for block in state.blocks]
         here = [_window(sizes, i) if offload else sum(sizes) for i in range(len(sizes))]
-        batch, keys = lower("prepare", begin_step, nbytes(data) + here[0], state.key, state.step, data)
-        base, turn = nbytes((data, batch)), iter(here)
+        of_data = bytes_of_a_device(placement, data, batch_axes)
+        batch, keys = lower("prepare", begin_step, of_data + here[0], state.key, state.step, data)
+        base, turn = of_data + bytes_of_a_device(placement, batch, 0), iter(here)
 
         def lower_update(block: Block, old: BlockState, carry: Carry, *args: Any) -> Any:
-            return lower("update", update(block), base + next(turn) + nbytes(carry), old, carry, *args)
+            return lower(
+                "update", update(block), base + next(turn) + bytes_of_a_device(placement, carry, 0), old, carry, *args
+            )
 
         def lower_sync(block: Block, *args: Any) -> Any:
             return lower("sync", sync(block), base + max(here), *args)

@@ -11,7 +11,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlocal.diffusion import normal
 from jaxlocal.layers import BatchNorm, conv, dense, flatten, scaled
-from jaxlocal.variables import Key
 
 EMBEDDINGS = ("one_hot", "learned", "prototype")
 Prototypes = Callable[[], Float[Array, "k d"]]
@@ -195,11 +195,6 @@ class Answer(nn.Module):
         return carry.z
 
 
-def normal(key: Key, like: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """Noise of the shape and dtype of another array; the same numbers in every precision."""
-    return jax.random.normal(key, like.shape, jnp.float32).astype(like.dtype)
-
-
 def expected(logits: Float[Array, "b k"], table: Float[Array, "k d"]) -> Float[Array, "b d"]:
     """The mean embedding under the guessed probabilities."""
     return nn.softmax(logits) @ table
@@ -240,3 +235,17 @@ def noprop(
         raise ValueError("embedding 'prototype' needs the prototypes of a data set")
     label = LabelUnit(classes, features, embedding, prototypes if embedding == "prototype" else None)
     return (label, *(Denoiser(classes, width, dropout) for _ in range(steps)), Answer())
+
+
+def denoising_units(units: Sequence[nn.Module], num_classes: int) -> tuple[LabelUnit, tuple[Denoiser, ...]]:
+    """The owner of the labels and the denoisers among the units of :func:`noprop`.
+
+    Raises:
+      ValueError: if they are of another network, or of another number of classes.
+    """
+    first, *denoisers = units[:-1] or (None,)
+    if not (isinstance(first, LabelUnit) and isinstance(units[-1], Answer)):
+        raise ValueError("noprop trains the model noprop, whose units denoise a label: give model.name=noprop")
+    if first.classes != num_classes:
+        raise ValueError(f"model noprop has {first.classes} classes, the data {num_classes}: give model.classes")
+    return first, tuple(unit for unit in denoisers if isinstance(unit, Denoiser))

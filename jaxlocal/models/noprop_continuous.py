@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlocal.models.noprop import Diffusion, Guess, ImageFeatures, LabelUnit, expected, normal
+from jaxlocal.diffusion import normal
+from jaxlocal.models.noprop import Diffusion, Guess, ImageFeatures, LabelUnit, expected
 
 
 class Labelled(NamedTuple):
@@ -44,7 +45,7 @@ class Terms(NamedTuple):
 
 
 class LearnedSchedule(nn.Module):
-    r"""A falling :math:`\gamma(t)` with :math:`\mathrm{SNR}(t) = e^{-\gamma(t)}`, from ``end`` at time 0 to ``-end`` at 1.
+    r"""A :math:`\gamma(t)` falling from ``end`` at time 0 to ``-end`` at 1; :math:`\mathrm{SNR}(t) = e^{-\gamma(t)}`.
 
     .. math:: \gamma = \gamma_1 + (\gamma_0 - \gamma_1)(1 - \bar\gamma(t)), \qquad
               \bar\gamma(t) = (f(t) - f(0)) / (f(1) - f(0))

@@ -16,28 +16,27 @@ class RecurrentUnit(nn.Module):
     Attributes:
       features: of the state.
       cell: a key of :data:`CELLS`.
-      truncated: whether gradients stay within a time step, as forward-only rules ask.
+      last: whether only the last state is put out, ``[b, features]``.
     """
 
     features: int
     cell: str = "rnn"
-    truncated: bool = False
+    last: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b t g"]:
+    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ... g"]:
         x = x.reshape(*x.shape[:2], -1)
         cell = CELLS[self.cell](self.features, name="cell")
 
-        def step(cell: nn.Module, state: Any, now: Array) -> tuple[Any, Array]:
-            return cell(jax.lax.stop_gradient(state) if self.truncated else state, now)
-
         start = jax.tree.map(lambda s: s.astype(x.dtype), cell.initialize_carry(jax.random.key(0), x[:, 0].shape))
-        over_time = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
-        return over_time(cell, start, x)[1]
+        states: Any = nn.RNN(cell, name="layer")(x, initial_carry=start)
+        return states[:, -1] if self.last else states
 
 
 def rnn(features: Sequence[int] = (256,), cell: str = "rnn") -> tuple[nn.Module, ...]:
-    """One unit per layer; ``[b, h, w, c] -> [b, h, features[-1]]``: an image is read row by row.
+    """One unit per layer; ``[b, h, w, c] -> [b, features[-1]]``: an image is read row by row.
+
+    The last layer puts out its last state.
 
     Args:
       features: of each layer's state.
@@ -50,4 +49,4 @@ def rnn(features: Sequence[int] = (256,), cell: str = "rnn") -> tuple[nn.Module,
         raise ValueError(f"features {tuple(features)}: give at least one layer, each of 1 or more features")
     if cell not in CELLS:
         raise ValueError(f"cell {cell!r}: choose one of {', '.join(CELLS)}")
-    return tuple(RecurrentUnit(f, cell) for f in features)
+    return tuple(RecurrentUnit(f, cell, last=i == len(features)) for i, f in enumerate(features, 1))

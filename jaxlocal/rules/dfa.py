@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxlocal.heads import Classifier
 from jaxlocal.losses import Loss, cross_entropy
-from jaxlocal.network import Network, truncated
+from jaxlocal.network import Network
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, detached, no_sync, readout
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Key, Variables, nest, pick
@@ -79,7 +79,7 @@ def dfa(sign: bool = False, *, loss: Loss = cross_entropy) -> Rule:
     """
 
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        units = tuple(Isolated(truncated(unit)) for unit in network.units)
+        units = tuple(Isolated(unit) for unit in network.units)
         return Network(units), LocalRule((_feedback(num_classes, loss, sign),))
 
     return rule

@@ -23,64 +23,21 @@ References:
 """
 
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
 from jaxlocal import losses
+from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal
 from jaxlocal.feed import Feed
 from jaxlocal.losses import Loss, cross_entropy
-from jaxlocal.models.noprop import Answer, Denoiser, Diffusion, LabelUnit, expected, normal
+from jaxlocal.models.noprop import Diffusion, denoising_units, expected
 from jaxlocal.network import Network, cut_everywhere
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync, same_for_equal_arguments
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, in_float32
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Key, Variables
 
 
-class Schedule(NamedTuple):
-    r"""Signal and noise of the steps, ``T + 1`` numbers from noise to label.
-
-    Attributes:
-      signal: :math:`\bar\alpha_0 \dots \bar\alpha_T`, rising, in [0, 1).
-    """
-
-    signal: tuple[float, ...]
-
-    def snr(self, t: int) -> float:
-        """Signal over noise, as variances."""
-        return self.signal[t] / (1 - self.signal[t])
-
-    def posterior(self, t: int) -> tuple[float, float, float]:
-        r"""``(a, b, c)`` of :math:`q(z_t \mid z_{t-1}, y) = \mathcal N(a\, u_y + b\, z_{t-1},\; c)`, t from 1."""
-        before, after = self.signal[t - 1], self.signal[t]
-        alpha = before / after
-        a = math.sqrt(after) * (1 - alpha) / (1 - before)
-        b = math.sqrt(alpha) * (1 - after) / (1 - before)
-        return a, b, (1 - after) * (1 - alpha) / (1 - before)
-
-
-def cosine_schedule(steps: int, offset: float = 0.008) -> Schedule:
-    r"""Nichol and Dhariwal's (2021, equation 17), from its end to its beginning.
-
-    .. math:: \bar\alpha_t = \cos^2\!\left(\frac{1 - t / T + s}{1 + s} \cdot \frac\pi2\right)
-
-    Args:
-      steps: :math:`T`.
-      offset: :math:`s`.
-    """
-    angles = (1 - np.arange(steps + 1) / steps + offset) / (1 + offset) * np.pi / 2
-    return Schedule(tuple(np.square(np.cos(angles)).tolist()))
-
-
-def noised(u: Float[Array, "b d"], signal: float, key: Key) -> Float[Array, "b d"]:
-    """A draw from :math:`q(z | y)`."""
-    return math.sqrt(signal) * u + math.sqrt(1 - signal) * normal(key, u)
-
-
-@same_for_equal_arguments
 def _feed(schedule: Schedule, stochastic: bool) -> Feed:
     """Noised labels in training; the blocks one after another otherwise."""
 
@@ -98,18 +55,6 @@ def _feed(schedule: Schedule, stochastic: bool) -> Feed:
     return feed
 
 
-def headless(key: Key, carry: Carry, batch: Batch) -> Variables:
-    """The ``init`` of objectives without parameters of their own."""
-    del key, carry, batch
-    return {}
-
-
-def wide(x: Array) -> Array:
-    """In float32 or wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-@same_for_equal_arguments
 def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
     """Of the block that owns embeddings and output head."""
 
@@ -117,36 +62,29 @@ def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
         del variables
         assert isinstance(carry, Diffusion)
         u = carry.table[batch.label]
-        logits = wide(carry.answer(noised(u, schedule.signal[-1], key)))
-        kl = gaussian_kl(wide(u), schedule.signal[0])
+        logits = in_float32(carry.answer(noised(u, schedule.signal[-1], key)))
+        kl = gaussian_kl(in_float32(u), schedule.signal[0])
         value = jnp.mean(loss(logits, batch.label) + kl)
         # What it is judged by is what it knows of the image: nothing yet.
-        answer = logits if train else wide(carry.answer(carry.z))
+        answer = logits if train else in_float32(carry.answer(carry.z))
         return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(answer, batch.label)}, answer)
 
-    return LocalObjective(headless, apply, no_sync)
+    return headless(apply)
 
 
-def gaussian_kl(u: Float[Array, "b d"], signal: float) -> Float[Array, "b"]:
-    r""":math:`\mathrm{KL}(\mathcal N(\sqrt{s}\, u,\, 1 - s) \,\|\, \mathcal N(0, 1))` at signal :math:`s`."""
-    d = u.shape[-1]
-    return (signal * jnp.sum(u**2, axis=-1) - d * signal - d * math.log1p(-signal)) / 2
-
-
-@same_for_equal_arguments
 def _denoising(weight: float, last: bool) -> LocalObjective:
     """Of the block of one step."""
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del variables, key, train
         assert isinstance(carry, Diffusion)
-        guess, u = wide(expected(carry.logits, carry.table)), wide(carry.table[batch.label])
+        guess, u = in_float32(expected(carry.logits, carry.table)), in_float32(carry.table[batch.label])
         error = jnp.mean(jnp.sum((guess - u) ** 2, axis=-1))
-        logits = wide(carry.answer(carry.z) if last else carry.logits)
+        logits = in_float32(carry.answer(carry.z) if last else carry.logits)
         metrics = {"accuracy": losses.accuracy(logits, batch.label), "error": error}
         return ObjectiveOut(weight * error, {}, metrics, logits)
 
-    return LocalObjective(headless, apply, no_sync)
+    return headless(apply)
 
 
 def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False, *, loss: Loss = cross_entropy) -> Rule:
@@ -165,7 +103,7 @@ def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False,
         raise ValueError(f"noprop_dt: eta {eta} and offset {offset} given; choose positive ones")
 
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        label, denoisers = parts(network, num_classes)
+        label, denoisers = denoising_units(network.units, num_classes)
         schedule = cosine_schedule(len(denoisers), offset)
         units: list[nn.Module] = [label.clone(head=True)]
         objectives = [_label_objective(schedule, loss)]
@@ -176,17 +114,3 @@ def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False,
         return Network(tuple(units), cut_everywhere(units)), LocalRule(tuple(objectives), _feed(schedule, stochastic))
 
     return rule
-
-
-def parts(network: Network, num_classes: int) -> tuple[LabelUnit, tuple[Denoiser, ...]]:
-    """The owner of the labels and the denoisers of a network of :func:`jaxlocal.models.noprop`.
-
-    Raises:
-      ValueError: if it is another one, or has another number of classes.
-    """
-    label, *denoisers, end = (None, *network.units) if len(network.units) < 3 else network.units
-    if not (isinstance(label, LabelUnit) and isinstance(end, Answer)):
-        raise ValueError("noprop trains the model noprop, whose units denoise a label: give model.name=noprop")
-    if label.classes != num_classes:
-        raise ValueError(f"model noprop has {label.classes} classes, the data {num_classes}: give model.classes")
-    return label, tuple(unit for unit in denoisers if isinstance(unit, Denoiser))

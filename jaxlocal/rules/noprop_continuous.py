@@ -10,12 +10,13 @@ import math
 import jax.numpy as jnp
 
 from jaxlocal import losses
+from jaxlocal.diffusion import gaussian_kl
 from jaxlocal.losses import Loss, cross_entropy
+from jaxlocal.models.noprop import denoising_units
 from jaxlocal.models.noprop_continuous import ContinuousUnit, Labelled, Terms
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync, same_for_equal_arguments
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, in_float32
 from jaxlocal.rule import LocalRule, Rule
-from jaxlocal.rules.noprop import gaussian_kl, headless, parts, wide
 from jaxlocal.variables import Key, Variables
 
 
@@ -25,24 +26,23 @@ def _with_labels(index: int, previous: Carry, batch: Batch, key: Key, *, train: 
     return Labelled(batch.image, batch.label) if train else batch.image
 
 
-@same_for_equal_arguments
 def _continuous(weight: float, head: bool, signal: float, loss: Loss) -> LocalObjective:
     """Error of the guesses; loss of the output ``head`` and KL at time 0, which train the embeddings too."""
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del variables, key
         if not train:
-            logits = wide(carry)
+            logits = in_float32(carry)
             value = jnp.mean(loss(logits, batch.label))
             return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(logits, batch.label)}, logits)
         assert isinstance(carry, Terms)
-        error, answer, guess = (jnp.mean(wide(carry.error)), wide(carry.answer), wide(carry.guess))
-        value = weight * error + jnp.mean(gaussian_kl(wide(carry.u), signal))
+        error, answer, guess = (jnp.mean(in_float32(carry.error)), in_float32(carry.answer), in_float32(carry.guess))
+        value = weight * error + jnp.mean(gaussian_kl(in_float32(carry.u), signal))
         value += jnp.mean(loss(answer, batch.label)) if head else 0.0
         metrics = {"accuracy": losses.accuracy(guess, batch.label), "error": error}
         return ObjectiveOut(value, {}, metrics, guess)
 
-    return LocalObjective(headless, apply, no_sync)
+    return headless(apply)
 
 
 def noprop_ct(
@@ -68,7 +68,7 @@ def noprop_ct(
     _check_continuous("noprop_ct", min(eta, end), steps, solver)
 
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        label, (denoiser, *_) = parts(network, num_classes)
+        label, (denoiser, *_) = denoising_units(network.units, num_classes)
         unit = ContinuousUnit(
             label.clone(head=True), denoiser.width, denoiser.dropout, end=end, steps=steps, solver=solver
         )
@@ -100,7 +100,7 @@ def noprop_fm(sigma: float = 0.0, steps: int = 1000, solver: str = "euler", *, l
         raise ValueError(f"noprop_fm: sigma {sigma} given; choose 0 or more")
 
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        label, (denoiser, *_) = parts(network, num_classes)
+        label, (denoiser, *_) = denoising_units(network.units, num_classes)
         learned = label.embedding == "learned"
         of_labels, width, dropout = label.clone(head=learned), denoiser.width, denoiser.dropout
         unit = ContinuousUnit(of_labels, width, dropout, flow=True, sigma=sigma, steps=steps, solver=solver)

@@ -7,8 +7,7 @@ Layer :math:`i` with output :math:`y_i = \sigma(z_i)` minimises a distance to it
           \ell = \tfrac12 \| y_i - P_i\, y \|^2,
 
 with the difference's sign where :math:`\ell` is the absolute distance. Nothing is kept of a layer once it is
-updated, and gradients stay within a time step of a recurrent layer. The network's output is
-trained by its own loss, which does not reach the last layer either.
+updated. The network's output is trained by its own loss, which does not reach the last layer either.
 
 References:
   Learning with Local Gradients at the Edge. arXiv 2208.08503, section 3.
@@ -17,7 +16,7 @@ References:
 from jaxlocal import losses
 from jaxlocal.heads import Classifier
 from jaxlocal.losses import Loss, TargetLoss, cross_entropy
-from jaxlocal.network import Network, truncated
+from jaxlocal.network import Network
 from jaxlocal.objective import detached, projected_label, readout, weighted_sum
 from jaxlocal.rule import LocalRule, Rule
 
@@ -29,7 +28,7 @@ DISTANCES: dict[str, TargetLoss] = {
 }
 
 
-def tpsgd(distance: str = "squared", bound: float | None = 1.0, *, loss: Loss = cross_entropy) -> Rule:
+def tpsgd(distance: str = "squared", bound: float | None = 3.0, *, loss: Loss = cross_entropy) -> Rule:
     """Target projection on any network of units, each cut a layer with a target of its own.
 
     Args:
@@ -49,7 +48,6 @@ def tpsgd(distance: str = "squared", bound: float | None = 1.0, *, loss: Loss = 
         target = projected_label(num_classes, DISTANCES[distance], bound)
         output = detached(readout(Classifier(num_classes), loss))
         last = weighted_sum(output=(1.0, output), target=(1.0, target))
-        units = tuple(truncated(unit) for unit in network.units)
-        return network._replace(units=units), LocalRule((target,) * len(network.cuts) + (last,))
+        return network, LocalRule((target,) * len(network.cuts) + (last,))
 
     return rule
