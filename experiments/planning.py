@@ -23,7 +23,7 @@ from jaxlocal.executors import Program, streamed
 from jaxlocal.feed import chain
 from jaxlocal.heads import Classifier
 from jaxlocal.network import Network, cheapest_cuts, cut_everywhere
-from jaxlocal.objective import Batch, Carry, ObjectiveOut, no_sync, readout
+from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync, readout
 from jaxlocal.variables import Key, Variables, abstract, nbytes
 
 
