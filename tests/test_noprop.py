@@ -55,7 +55,7 @@ def test_the_cosine_schedule_goes_from_noise_to_label():
 
 def rule_and_blocks(eta=0.1, steps=STEPS, stochastic=False, **options):
     units = models.noprop(steps, width=0.1, **options)
-    network, local = rules.noprop_dt(eta, stochastic)(Network(units, ()), 10)
+    network, local = rules.noprop_dt(eta, stochastic=stochastic)(Network(units, ()), 10)
     return local, make_blocks(network, local)
 
 
