@@ -119,6 +119,11 @@ class Checkpoints:
             self._manager.reload()
 
 
+def has_any(workdir: Path) -> bool:
+    """Whether a run has saved a checkpoint."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
 def checksum(state: TrainState) -> int:
     """CRC-32 of all tensors of a state, in the order of its tree."""
     crc = 0

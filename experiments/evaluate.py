@@ -7,16 +7,14 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from absl import flags
 
 from experiments import build as building
-from experiments.checkpoint import Checkpoints
 from experiments.cli import UserError, run
 from experiments.record import format_blocks
-from experiments.workdir import load_config
+from experiments.trained import restore
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 _CHECKPOINT = flags.DEFINE_enum(
@@ -30,18 +28,7 @@ def main(argv: Sequence[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is needed: the directory of the run to evaluate")
     workdir = Path(_WORKDIR.value)
-    config = load_config(workdir)
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"no checkpoints in {workdir}: train it first")
-    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        step = checkpoints.step(_CHECKPOINT.value)
-        if step is None:
-            raise UserError(f"no {_CHECKPOINT.value} checkpoint in {workdir}: train it first")
-        if config.executor == "pipelined":
-            config.executor = "streamed"
-        config.stages, config.data_parallel = 0, False  # whatever devices it was trained on
-        experiment = building.build(config)
-        state = checkpoints.restore(step, experiment.init(config))
+    config, experiment, step, state = restore(workdir, _CHECKPOINT.value)
     for i, exits in enumerate(building.evaluate(experiment, state, config)):
         seed = config.seed + i
         print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint), seed {seed}\n{format_blocks(exits)}")

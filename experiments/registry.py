@@ -112,7 +112,12 @@ def listing() -> str:
                 if parameter.name not in ("loss", "learning_rate", "prototypes")
             )
             lines.append(f"{kind:<10} {name}({shown})")
-    sets = (*data.NAMES, "random_SIDE_CLASSES_EXAMPLES", "any image classification set of TFDS, as imagenet2012")
+    sets = (
+        *data.NAMES,
+        "random_SIDE_CLASSES_EXAMPLES",
+        "rotated_DEGREES_NAME",
+        "any image classification set of TFDS, as imagenet2012",
+    )
     return "\n".join((*lines, *(f"{'data set':<10} {name}" for name in sets)))
 
 

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from experiments import build as building
 from experiments import cost, processes
 from experiments.build import Experiment, build, describe, environment
-from experiments.checkpoint import NOT_EVALUATED, Checkpoints
+from experiments.checkpoint import NOT_EVALUATED, Checkpoints, has_any
 from experiments.record import Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
+from experiments.trained import start_from
 from experiments.workdir import claim
 from jaxlocal.executors import BlockMetrics, TrainState
 
@@ -55,6 +56,9 @@ def train_and_evaluate(
     """
     experiment = experiment or build(config)
     state = experiment.init(config)
+    if config.start_from and not has_any(workdir):
+        whole = start_from(Path(config.start_from), experiment.blocks, _whole(experiment, state))
+        state = experiment.executor.place(whole)
     about = describe(experiment, state, config.seeds)
     claim(workdir, config, about, environment())
     _announce(config, about)
@@ -69,6 +73,8 @@ def train_and_evaluate(
             closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
             closing(experiment.batches(config, range(last, experiment.num_steps))) as batches,
         ):
+            if config.start_from and not recorder.history:
+                _test(0, state, config, experiment, recorder)
             seeds, stopped_by = _loop(
                 config, experiment, state, last, batches, recorder, checkpoints, received, profiler
             )
@@ -126,9 +132,7 @@ def _loop(
         if evaluate_now:
             jax.block_until_ready(state)  # what is still under way is training time
             with chrono.paused():
-                seeds = building.evaluate(experiment, state, config)
-                recorder.write(done, "test", seeds)
-                print(f"step {done} test\n{format_blocks(mean(seeds))}", flush=True)
+                seeds = _test(done, state, config, experiment, recorder)
                 whole = _whole(experiment, state)
                 checkpoints.save(done, whole, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
         if stopping:
@@ -163,6 +167,16 @@ def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Rec
         f"lr {rate:.4g}\n{format_blocks(mean(seeds))}",
         flush=True,
     )
+
+
+def _test(
+    step: int, state: TrainState, config: ConfigDict, experiment: Experiment, recorder: Recorder
+) -> Sequence[Sequence[Mapping[str, float]]]:
+    """Evaluates every exit, for each seed, and writes it to the files and the terminal."""
+    seeds = building.evaluate(experiment, state, config)
+    recorder.write(step, "test", seeds)
+    print(f"step {step} test\n{format_blocks(mean(seeds))}", flush=True)
+    return seeds
 
 
 def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ _ADDED = {
     "sync_batch_norm": False,
     "image_size": 224,
     "workers": 0,
+    "augment": True,
+    "start_from": "",
 }
 
 

@@ -72,6 +72,11 @@ def nbytes(tree: Any) -> int:
     return sum(size(leaf) * leaf.dtype.itemsize for leaf in leaves)
 
 
+def alike(a: Any, b: Any) -> bool:
+    """Whether two pytrees of arrays have the same structure and shapes."""
+    return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
+
+
 def abstract(x: Any) -> Any:
     """Shape and dtype of an array, or of what stands for one: a :class:`jax.ShapeDtypeStruct`."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype)

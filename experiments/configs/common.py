@@ -14,6 +14,7 @@ def digits() -> ConfigDict:
             "image_size": 224,  # of sets that are streamed: side that images are cropped to
             "workers": 0,  # of sets that are streamed: processes that decode; 0 for a thread of the program
             "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
+            "start_from": "",  # workdir of a run whose units, and heads where they fit, are what training starts from
             "cuts": "all",  # all, even:K, balanced:K, auto:SIZE, or the first unit of each block, as 1,4,7
             "rule": {"name": "backprop"},
             "label_smoothing": 0.0,
@@ -51,6 +52,14 @@ def mnist() -> ConfigDict:
     config.batch_size = 128
     config.eval_batch_size = 1000
     config.duration = "20 epochs"
+    return config
+
+
+def mnist_conv() -> ConfigDict:
+    """The same for two convolutions and a dense layer: three epochs."""
+    config = mnist()
+    config.model = ConfigDict({"name": "lenet", "features": (32, 64), "dense": (1000,), "activation": "tanh"})
+    config.duration = "3 epochs"
     return config
 
 

@@ -7,9 +7,8 @@ from experiments.configs import common
 
 def get_config(mode: str = "") -> ConfigDict:
     """Returns the config; ``mode`` is empty or ``smoke``."""
-    config = common.mnist()
+    config = common.mnist_conv()
     config.rule = ConfigDict({"name": "tpsgd", "distance": "squared", "bound": 3.0})
-    config.model = ConfigDict({"name": "lenet", "features": (32, 64), "dense": (1000,), "activation": "tanh"})
     config.evidence = common.evidence(
         "tpsgd_mnist_conv.py",
         paper="arXiv 2208.08503; its networks and rates could not be read",

@@ -10,6 +10,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config = common.mnist()
     config.rule = ConfigDict({"name": "tpsgd", "distance": "squared", "bound": 3.0})
     config.model = ConfigDict({"name": "rnn", "features": (256, 256), "cell": "rnn"})
+    config.duration = "5 epochs"
     config.evidence = common.evidence(
         "tpsgd_mnist_rnn.py",
         paper="arXiv 2208.08503; its networks and rates could not be read",

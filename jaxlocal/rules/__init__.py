@@ -1,5 +1,6 @@
 """The rules of supervised local learning, one file per paper."""
 
+from jaxlocal.rules.adapt import adapt
 from jaxlocal.rules.auglocal import auglocal
 from jaxlocal.rules.backprop import backprop
 from jaxlocal.rules.deep_supervision import deep_supervision
@@ -16,6 +17,7 @@ from jaxlocal.rules.remat import remat
 from jaxlocal.rules.tpsgd import tpsgd
 
 __all__ = [
+    "adapt",
     "auglocal",
     "backprop",
     "deep_supervision",

@@ -1,0 +1,25 @@
+"""tpSGD trains adaptors of a network that knows MNIST, on MNIST turned by 45 degrees; the network itself is frozen.
+
+The network is the one that ``tpsgd_mnist_conv.py`` trains into ``runs/tpsgd_mnist_conv``.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(mode: str = "") -> ConfigDict:
+    """Returns the config; ``mode`` is empty or ``smoke``."""
+    config = common.mnist_conv()
+    config.dataset = "rotated_45_mnist"
+    config.start_from = "" if mode == "smoke" else "runs/tpsgd_mnist_conv"
+    config.rule = ConfigDict(
+        {"name": "adapt", "adaptors": True, "rule": {"name": "tpsgd", "distance": "squared", "bound": 3.0}}
+    )
+    config.evidence = common.evidence(
+        "tpsgd_mnist_adapt.py",
+        paper="arXiv 2208.08503 names adaptors for domain shift as future work, without a recipe",
+        expected="TODO",
+        run_time="TODO",
+    )
+    return common.finish(config, mode)

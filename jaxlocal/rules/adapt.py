@@ -1,0 +1,80 @@
+r"""Adaptors around any rule: a trained network meets another domain, and keeps its weights.
+
+A unit :math:`u`, frozen, is followed by an adaptor of its output,
+
+.. math:: y = u(x) + A\, u(x) + a,
+
+linear over the last axis (a 1x1 convolution of an image) and zero at first, so that training starts from what the
+network did before. A block's objective stays what it was, and trains the adaptors of its units alone.
+
+References:
+  Learning with Local Gradients at the Edge. arXiv 2208.08503, abstract: layer-wise adaptors for domain shift.
+  Rebuffi, Bilen, Vedaldi. Learning Multiple Visual Domains with Residual Adapters. arXiv 1705.08045.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from jaxlocal.network import Network
+from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.variables import Variables, alike
+
+FIXED, TRAINED = "fixed", "trained"
+
+
+class Adapted(nn.Module):
+    """A unit that keeps its variables, running statistics too, and an adaptor that trains.
+
+    Attributes:
+      unit: the unit; its variables, whole, are ``fixed/trained``.
+      adaptor: whether there is an adaptor; without it nothing here trains.
+    """
+
+    unit: nn.Module
+    adaptor: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
+        del train
+        unit = self.unit.clone(parent=None)
+        frozen = self.variable(FIXED, TRAINED, lambda: unit.init(self.make_rng("params"), x, train=False))
+        y: Any = unit.apply(frozen.value, x, train=False)
+        if not isinstance(y, jax.Array):
+            raise ValueError(f"adapt: unit {type(unit).__name__} puts out no array, which an adaptor could follow")
+        if not self.adaptor:
+            return y
+        return y + nn.Dense(y.shape[-1], kernel_init=nn.initializers.zeros, name="adaptor")(y)
+
+
+def adopted(new: Variables, trained: Variables) -> Variables:
+    """A unit's variables, with the values of a trained one put where they belong: frozen in :class:`Adapted`.
+
+    Args:
+      new: of a unit, as it was initialised.
+      trained: of the unit that was trained.
+
+    Raises:
+      ValueError: if they are of units that differ.
+    """
+    inside = FIXED in new and set(new[FIXED]) == {TRAINED} and not alike(new, trained)
+    if not alike(new[FIXED][TRAINED] if inside else new, trained):
+        raise ValueError("they differ in structure or shapes")
+    return {**new, FIXED: {TRAINED: trained}} if inside else trained
+
+
+def adapt(rule: Rule, adaptors: bool = True) -> Rule:
+    """The objectives of ``rule`` train an adaptor of each unit, and the units stay as they are.
+
+    Args:
+      rule: whose objectives train the adaptors; its heads train as ever.
+      adaptors: whether there are any; without them heads alone train.
+    """
+
+    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+        cut, local = rule(network, num_classes)
+        return cut._replace(units=tuple(Adapted(unit, adaptors) for unit in cut.units)), local
+
+    return wrapped

@@ -1,0 +1,122 @@
+"""Adaptors: they start from what a trained network does, and it stays as it was."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from experiments.cli import UserError
+from experiments.configs import common
+from experiments.trained import restore
+from experiments.training import train_and_evaluate
+from jaxlocal import data, models, rules
+from jaxlocal.rules.adapt import Adapted, adopted
+from jaxlocal.variables import apply_module, init_module, pick
+from tests import toy
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def adam():
+    """Optax's Adam mixes integers and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def digits(**changes) -> ConfigDict:
+    """Two dense layers on digits, by tpSGD."""
+    config = common.mnist()
+    config.update({"dataset": "digits", "batch_size": 64, "duration": "8 epochs", "log_every": "8 epochs"})
+    config.update({"eval_every": "8 epochs", "learning_rate": 5e-3})
+    config.model.features = (64, 64)
+    config.rule = ConfigDict({"name": "tpsgd"})
+    config.update(changes)
+    return config
+
+
+def test_starts_from_the_unit_and_leaves_it_alone():
+    x = toy.digits().image
+    unit = models.resnet(8, 4)[1]
+    before = jax.random.normal(KEY, (*x.shape[:3], 4))
+    y, trained = init_module(unit, KEY, before)
+    adapted = Adapted(unit)
+    variables = adopted(init_module(adapted, jax.random.key(1), before)[1], trained)
+    chex.assert_trees_all_equal(variables["fixed"]["trained"], trained)
+    out, mutated = apply_module(adapted, variables, before, KEY, train=True)
+    np.testing.assert_array_equal(out, y)  # on running statistics, in training too
+    assert not mutated.get("batch_stats")
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"adaptor": {"kernel": (4, 4), "bias": (4,)}}
+    shifted = jax.tree.map(lambda p: p + 1, variables["params"])
+    out, _ = apply_module(adapted, {**variables, "params": shifted}, before, KEY, train=True)
+    np.testing.assert_allclose(out, y + jnp.sum(y, -1, keepdims=True) + 1, rtol=1e-5, atol=1e-5)
+
+
+def test_units_that_differ_are_refused():
+    small, large = (init_module(models.mlp((f,))[0], KEY, jnp.ones((1, 3)))[1] for f in (4, 5))
+    with pytest.raises(ValueError, match="structure or shapes"):
+        adopted(small, large)
+
+
+def test_a_unit_that_puts_out_no_array_is_refused():
+    with pytest.raises(ValueError, match="puts out no array"):
+        toy.make(toy.on(models.noprop(2, width=0.1), rules.adapt(rules.backprop())))
+
+
+def test_only_adaptors_and_heads_train():
+    t = toy.make(rules.adapt(rules.tpsgd()))
+    after, _ = t.executor.step(toy.copy(t.state), t.batch)
+    for old, new in zip(t.state.blocks, after.blocks, strict=True):
+        chex.assert_trees_all_equal(new.variables["fixed"], old.variables["fixed"])
+        assert jnp.any(new.variables["params"]["unit_0"]["adaptor"]["kernel"] != 0)
+        assert set(new.variables["params"]["unit_0"]) == {"adaptor"}
+
+
+def test_rotated_images():
+    plain, rotated = data.load("digits"), data.load("rotated_90_digits")
+    np.testing.assert_array_equal(rotated.train.image, np.rot90(plain.train.image, axes=(1, 2)))
+    np.testing.assert_array_equal(rotated.test.label, plain.test.label)
+    one = ndimage.rotate(plain.test.image[3, :, :, 0], 30, reshape=False, order=1)
+    np.testing.assert_array_equal(data.load("rotated_30_digits").test.image[3, :, :, 0], one)
+    with pytest.raises(ValueError, match="rotated_DEGREES_NAME"):
+        data.load("rotated_x_digits")
+
+
+def test_a_network_meets_another_domain(tmp_path, adam):
+    """The run starts at what the trained network does there, gets better, and every trained number is still there."""
+    source = train_and_evaluate(digits(), tmp_path / "source")
+    shift = {"dataset": "rotated_45_digits", "start_from": str(tmp_path / "source")}
+    adapted = train_and_evaluate(
+        digits(**shift, rule={"name": "adapt", "rule": {"name": "tpsgd"}}), tmp_path / "adapted"
+    )
+    start, end = (line["accuracy"][-1] for line in adapted.history if line["split"] == "test")
+    assert start < source.seeds[0][-1]["accuracy"] - 0.2
+    assert end > start + 0.2
+
+    old, new = restore(tmp_path / "source").state, restore(tmp_path / "adapted").state
+    for was, now in zip(old.blocks, new.blocks, strict=True):
+        chex.assert_trees_all_equal(now.variables["fixed"]["unit_0"]["trained"], pick(was.variables, "unit_0"))
+        # A layer's target is the one that it has learned to put out.
+        chex.assert_trees_all_equal(now.variables["fixed"]["head"], was.variables["fixed"]["head"])
+
+    # With all weights free and under other cuts, training starts from the same network.
+    whole = train_and_evaluate(digits(**shift, cuts="even:1"), tmp_path / "whole")
+    assert next(line["accuracy"][-1] for line in whole.history if line["split"] == "test") == pytest.approx(start)
+
+
+def test_another_network_is_refused(tmp_path, adam):
+    train_and_evaluate(digits(duration="1 steps", schedule="constant"), tmp_path / "source")
+    other = digits(start_from=str(tmp_path / "source"))
+    other.model.features = (64, 65)
+    with pytest.raises(UserError, match="unit 1 is not that of this network"):
+        train_and_evaluate(other, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    other.model.features = (64, 64, 64)
+    with pytest.raises(UserError, match="it has 2 units, this network 3"):
+        train_and_evaluate(other, tmp_path / "other")
+    other.start_from = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match="no run in"):
+        train_and_evaluate(other, tmp_path / "other")
