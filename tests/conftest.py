@@ -8,8 +8,8 @@ import tempfile
 
 from jaxtyping import install_import_hook
 
-# Before jaxlocal or jax are imported: tests must not read or fill the user's cache. The
-# programs that they start, and the workers of one run, share one.
+# Before jaxlocal or jax are imported: tests must not read or fill the user's cache. All workers of
+# one run, and the programs that they start, share one.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAXLOCAL_CACHE"] = tempfile.mkdtemp(prefix="jaxlocal-tests-")
 
@@ -18,6 +18,9 @@ with install_import_hook("jaxlocal", "beartype.beartype"):
 
 import jax
 
+from experiments.cli import cache_compilations
+
+cache_compilations()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)  # small programs: most of the time is compilation

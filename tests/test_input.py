@@ -185,7 +185,7 @@ def checkpoint(workdir, config):
         return jax.device_get(checkpoints.restore(4, build(config).init(config)).blocks)
 
 
-@pytest.mark.parametrize("data_parallel", [False, True])
+@pytest.mark.parametrize("data_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_that_goes_on_ends_as_the_whole_one(directory, tmp_path, data_parallel):
     """On one device, with another number of workers, too."""
     c = config(directory, data_parallel=data_parallel)
@@ -270,6 +270,7 @@ def test_prepare_knows_all_sets(directory):
     assert_one_line_error(program("prepare", "--dataset=digits"), "no preparing")
 
 
+@pytest.mark.slow
 def test_evaluate_by_workers_leaves_no_warning(directory, tmp_path):
     train_and_evaluate(config(directory, duration="1 steps", eval_every="1 steps", workers=1), tmp_path)
     done = program("evaluate", f"--workdir={tmp_path}")

@@ -137,6 +137,7 @@ MODEL = "mlp(features=(64,64,64,64,64,64,64,64))"
 SMALL = (f"--model={MODEL}", "--rule=greedy", "--batch_size=1024", "--image=8", "--executor=fused")
 
 
+@pytest.mark.slow
 def test_the_program_halves_the_batch_where_nothing_fits():
     done = program("plan", *SMALL, "--memory=1.8MiB")
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from tests import pictures
 from tests.programs import ROOT, assert_one_line_error, program
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
+SLOW = {"auglocal_cifar10_resnet110", "auglocal_imagenet", "auglocal_stl10", "auglocal_svhn", "noprop_cifar100"}
 DIGITS = "--config=experiments/configs/auglocal_digits.py:smoke"
 
 
@@ -42,11 +43,14 @@ def digits(**changes) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in CONFIGS]
+)
 def test_every_config_has_a_smoke_form_that_trains(path, tmp_path):
     config = get_config(path, "smoke")
     source = None if data.is_small(config.dataset) else pictures.in_place_of_tfds
-    with tfds.testing.mock_data(num_examples=64, as_data_source_fn=source):
+    adam = jax.numpy_dtype_promotion("standard")  # optax's mixes integers and floats
+    with adam, tfds.testing.mock_data(num_examples=64, as_data_source_fn=source):
         results = train_and_evaluate(config, tmp_path)
     assert results.stopped_by is None
     assert [line["step"] for line in results.history if line["split"] == "train"] == [2, 4]
@@ -247,6 +251,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
         assert steps == list(range(1, 61))
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_are_those_trained_alone(tmp_path):
     """The same numbers at the first logged step; then rounding, which differs, grows with every update."""
     together = train_and_evaluate(digits(seed=5, seeds=2), tmp_path / "together")
