@@ -39,6 +39,11 @@ class Schedule(NamedTuple):
         b = math.sqrt(alpha) * (1 - after) / (1 - before)
         return a, b, (1 - after) * (1 - alpha) / (1 - before)
 
+    def mean(self, t: int, u: Float[Array, "b d"], z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        r"""Of :math:`q(z_t \mid z_{t-1}, y)`; of the last step where t is -1."""
+        a, b, _ = self.posterior(t % len(self.signal))
+        return a * u + b * z
+
 
 def cosine_schedule(steps: int, offset: float = 0.008) -> Schedule:
     r"""Nichol and Dhariwal's (2021, equation 17), from its end to its beginning.

@@ -36,6 +36,7 @@ class Diffusion(NamedTuple):
       kernel: ``[d, k]`` of the output head; None where a classifier follows the network.
       bias: ``[k]``, likewise.
       logits: ``[b, k]``, the last guess; zeros before the first.
+      weight: ``[b]``, of the next guess's error.
     """
 
     image: Float[Array, "b h w c"]
@@ -44,6 +45,11 @@ class Diffusion(NamedTuple):
     kernel: Float[Array, "d k"] | None
     bias: Float[Array, "k"] | None
     logits: Float[Array, "b k"]
+    weight: Float[Array, "b"]
+
+    def guess(self) -> Float[Array, "b d"]:
+        """The mean embedding under the last guess's probabilities."""
+        return expected(self.logits, self.table)
 
     def answer(self, z: Float[Array, "b d"]) -> Float[Array, "b k"]:
         """The output head's logits."""
@@ -77,7 +83,8 @@ class LabelUnit(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape[1:]) if self.head else None
         key = self.make_rng("dropout") if train else jax.random.key(0)
         z = normal(key, jnp.zeros((len(image), shape[0]), image.dtype))
-        return Diffusion(image, z, table, kernel, bias, jnp.zeros((len(image), self.classes), image.dtype))
+        logits = jnp.zeros((len(image), self.classes), image.dtype)
+        return Diffusion(image, z, table, kernel, bias, logits, jnp.ones(len(image), image.dtype))
 
     def _table(self) -> Float[Array, "k d"]:
         if self.embedding == "learned":
@@ -158,32 +165,29 @@ def sinusoidal(time: Float[Array, "b"], features: int = 64) -> Float[Array, "b f
 
 
 class Denoiser(nn.Module):
-    """One step: a guess of the class, and the label's embedding moved towards it.
+    """One step: a guess of the class, and perhaps the label's embedding moved towards it.
 
     Attributes:
       classes: k.
       width: relative to the paper's.
       dropout: after every convolution.
-      shares: ``(of the guess, of z)`` in the new z; None for a learned share of the guess, and the rest of z.
+      moves: whether z takes a learned share of the guess; else it stays, and what follows decides.
     """
 
     classes: int
     width: float = 1.0
     dropout: float = 0.2
-    shares: tuple[float, float] | None = None
+    moves: bool = True
 
     @nn.compact
     def __call__(self, carry: Diffusion, *, train: bool) -> Diffusion:
         features = ImageFeatures(self.width, dropout=self.dropout, name="image")(carry.image, train=train)
         guess = Guess(self.classes, self.width, True, self.dropout, carry.image.shape[1:], name="guess")
-        logits = guess(features, carry.z, None, train=train)
-        u = expected(logits, carry.table)
-        if self.shares is None:
-            share = nn.tanh(self.param("share", nn.initializers.ones, ())).astype(u.dtype)
-            z = (1 - share) * carry.z + share * u
-        else:
-            z = self.shares[0] * u + self.shares[1] * carry.z
-        return carry._replace(z=z, logits=logits)
+        guessed = carry._replace(logits=guess(features, carry.z, None, train=train))
+        if not self.moves:
+            return guessed
+        share = nn.tanh(self.param("share", nn.initializers.ones, ())).astype(carry.z.dtype)
+        return guessed._replace(z=(1 - share) * carry.z + share * guessed.guess())
 
 
 class Answer(nn.Module):

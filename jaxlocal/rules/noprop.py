@@ -31,26 +31,31 @@ from jaxlocal import losses
 from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal
 from jaxlocal.feed import Feed
 from jaxlocal.losses import Loss, cross_entropy
-from jaxlocal.models.noprop import Diffusion, denoising_units, expected
+from jaxlocal.models.noprop import Diffusion, denoising_units
 from jaxlocal.network import Network, cut_everywhere
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, in_float32
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Key, Variables
 
 
-def _feed(schedule: Schedule, stochastic: bool) -> Feed:
-    """Noised labels in training; the blocks one after another otherwise."""
+def _feed(schedule: Schedule, eta: float, stochastic: bool) -> Feed:
+    """Noised labels in training; the blocks one after another otherwise. Weights are the steps' own.
+
+    All that differs between the steps is here, so that their blocks are equal, and are compiled once.
+    """
 
     def feed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         if index == 0:
             return batch.image
         assert isinstance(previous, Diffusion)
+        z = previous.z
         if train:
-            return previous._replace(z=noised(previous.table[batch.label], schedule.signal[index - 1], key))
-        if index == 1 or not stochastic:
-            return previous
-        noise = math.sqrt(schedule.posterior(index - 1)[2])
-        return previous._replace(z=previous.z + noise * normal(key, previous.z))
+            z = noised(previous.table[batch.label], schedule.signal[index - 1], key)
+        elif index > 1:
+            z = schedule.mean(index - 1, previous.guess(), z)
+            z += math.sqrt(schedule.posterior(index - 1)[2]) * normal(key, z) if stochastic else 0.0
+        weight = eta / 2 * (schedule.snr(index) - schedule.snr(index - 1))
+        return previous._replace(z=z, weight=jnp.full_like(previous.weight, weight))
 
     return feed
 
@@ -72,17 +77,18 @@ def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
     return headless(apply)
 
 
-def _denoising(weight: float, last: bool) -> LocalObjective:
-    """Of the block of one step."""
+def _denoising(schedule: Schedule | None) -> LocalObjective:
+    """Of the block of one step; the last one has the schedule, and asks the output head."""
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del variables, key, train
         assert isinstance(carry, Diffusion)
-        guess, u = in_float32(expected(carry.logits, carry.table)), in_float32(carry.table[batch.label])
-        error = jnp.mean(jnp.sum((guess - u) ** 2, axis=-1))
-        logits = in_float32(carry.answer(carry.z) if last else carry.logits)
-        metrics = {"accuracy": losses.accuracy(logits, batch.label), "error": error}
-        return ObjectiveOut(weight * error, {}, metrics, logits)
+        guess, u = in_float32(carry.guess()), in_float32(carry.table[batch.label])
+        error = jnp.sum((guess - u) ** 2, axis=-1)
+        last = schedule and carry.answer(schedule.mean(-1, carry.guess(), carry.z))
+        logits = in_float32(carry.logits if last is None else last)
+        metrics = {"accuracy": losses.accuracy(logits, batch.label), "error": jnp.mean(error)}
+        return ObjectiveOut(jnp.mean(in_float32(carry.weight) * error), {}, metrics, logits)
 
     return headless(apply)
 
@@ -105,12 +111,9 @@ def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False,
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
         label, denoisers = denoising_units(network.units, num_classes)
         schedule = cosine_schedule(len(denoisers), offset)
-        units: list[nn.Module] = [label.clone(head=True)]
-        objectives = [_label_objective(schedule, loss)]
-        for t, denoiser in enumerate(denoisers, 1):
-            units.append(denoiser.clone(shares=schedule.posterior(t)[:2]))
-            weight = eta / 2 * (schedule.snr(t) - schedule.snr(t - 1))
-            objectives.append(_denoising(weight, last=t == len(denoisers)))
-        return Network(tuple(units), cut_everywhere(units)), LocalRule(tuple(objectives), _feed(schedule, stochastic))
+        units: tuple[nn.Module, ...] = (label.clone(head=True), *(d.clone(moves=False) for d in denoisers))
+        steps = (*((_denoising(None),) * (len(denoisers) - 1)), _denoising(schedule))
+        objectives = (_label_objective(schedule, loss), *steps)
+        return Network(units, cut_everywhere(units)), LocalRule(objectives, _feed(schedule, eta, stochastic))
 
     return rule
