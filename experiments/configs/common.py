@@ -81,6 +81,7 @@ def noprop(dataset: str = "mnist", classes: int = 10) -> ConfigDict:
     )
     config.rule = ConfigDict({"name": "noprop_dt", "eta": 0.1, "offset": 0.008, "stochastic": False})
     config.optimizer.weight_decay = 1e-3
+    config.executor = "streamed"  # the blocks of all steps but the last are one program
     config.schedule = "constant"
     config.duration = "100 epochs"
     return config
