@@ -49,10 +49,11 @@ def test_starts_from_the_unit_and_leaves_it_alone():
     out, mutated = apply_module(adapted, variables, before, KEY, train=True)
     np.testing.assert_array_equal(out, y)  # on running statistics, in training too
     assert not mutated.get("batch_stats")
-    assert jax.tree.map(jnp.shape, variables["params"]) == {"adaptor": {"kernel": (4, 4), "bias": (4,)}}
-    shifted = jax.tree.map(lambda p: p + 1, variables["params"])
-    out, _ = apply_module(adapted, {**variables, "params": shifted}, before, KEY, train=True)
-    np.testing.assert_allclose(out, y + jnp.sum(y, -1, keepdims=True) + 1, rtol=1e-5, atol=1e-5)
+    layer = {"kernel": (4, 4), "bias": (4,)}
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"inner": layer, "outer": layer}
+    ones = jax.tree.map(jnp.ones_like, variables["params"])
+    out, _ = apply_module(adapted, {**variables, "params": ones}, before, KEY, train=True)
+    np.testing.assert_allclose(out, y + 4 * np.tanh(y.sum(-1, keepdims=True) + 1) + 1, rtol=1e-4, atol=1e-5)
 
 
 def test_units_that_differ_are_refused():
@@ -71,8 +72,8 @@ def test_only_adaptors_and_heads_train():
     after, _ = t.executor.step(toy.copy(t.state), t.batch)
     for old, new in zip(t.state.blocks, after.blocks, strict=True):
         chex.assert_trees_all_equal(new.variables["fixed"], old.variables["fixed"])
-        assert jnp.any(new.variables["params"]["unit_0"]["adaptor"]["kernel"] != 0)
-        assert set(new.variables["params"]["unit_0"]) == {"adaptor"}
+        assert jnp.any(new.variables["params"]["unit_0"]["outer"]["kernel"] != 0)
+        assert set(new.variables["params"]["unit_0"]) == {"inner", "outer"}
 
 
 def test_rotated_images():

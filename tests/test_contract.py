@@ -28,7 +28,7 @@ ROWS = {
     "man": (rules.man(rules.greedy(), scale=True), 5, 9902),
     "remat": (rules.remat(rules.greedy()), 5, 5258),
     "tpsgd": (rules.tpsgd(), 5, 4818),
-    "adapt": (toy.on(models.convnet((16, 16), (2, 2)), rules.adapt(rules.dgl())), 2, 2324),
+    "adapt": (toy.on(models.mlp((64, 48), "tanh"), rules.adapt(rules.greedy())), 2, 14164),
     "drtp": (rules.drtp(), 5, 4818),
     "dfa": (rules.dfa(), 1, 4818),
     "noprop_dt": (toy.on(NOPROP, rules.noprop_dt(eta=1.0, offset=0.3)), 3, 11408),

@@ -12,7 +12,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.evidence = common.evidence(
         "drtp_mnist.py",
         paper="Frenkel et al. 2021, arXiv 1909.01311: 784-1000-10, test error 4.03%; backprop 1.76%",
-        expected="TODO",
-        run_time="TODO",
+        expected="test error 4.14% (seed 0)",
+        run_time="half a minute on 2 CPU cores",
     )
     return common.finish(config, mode)

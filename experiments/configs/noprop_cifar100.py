@@ -13,6 +13,6 @@ def get_config(mode: str = "") -> ConfigDict:
         "noprop_cifar100.py",
         paper="Li et al. 2025, arXiv 2503.24322: test accuracy 45.93%, of backprop in the same network 45.85%",
         expected="not run at full length: it asks for a GPU",
-        run_time="TODO",
+        run_time="not measured",
     )
     return common.finish(config, mode)

@@ -12,7 +12,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.evidence = common.evidence(
         "tpsgd_mnist.py",
         paper="arXiv 2208.08503; its networks and rates could not be read",
-        expected="TODO",
-        run_time="TODO",
+        expected="test error 3.99% (seed 0); backprop 1.59%",
+        run_time="half a minute on 2 CPU cores",
     )
     return common.finish(config, mode)

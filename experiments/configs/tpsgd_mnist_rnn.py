@@ -10,11 +10,11 @@ def get_config(mode: str = "") -> ConfigDict:
     config = common.mnist()
     config.rule = ConfigDict({"name": "tpsgd", "distance": "squared", "bound": 3.0})
     config.model = ConfigDict({"name": "rnn", "features": (256, 256), "cell": "rnn"})
-    config.duration = "5 epochs"
+    config.duration = "3 epochs"
     config.evidence = common.evidence(
         "tpsgd_mnist_rnn.py",
         paper="arXiv 2208.08503; its networks and rates could not be read",
-        expected="TODO",
-        run_time="TODO",
+        expected="test error 4.60% (seed 0); backprop 2.59%",
+        run_time="half a minute on 2 CPU cores",
     )
     return common.finish(config, mode)

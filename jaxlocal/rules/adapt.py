@@ -2,14 +2,14 @@ r"""Adaptors around any rule: a trained network meets another domain, and keeps 
 
 A unit :math:`u`, frozen, is followed by an adaptor of its output,
 
-.. math:: y = u(x) + A\, u(x) + a,
+.. math:: y = u(x) + A \tanh(B\, u(x) + b) + a,
 
-linear over the last axis (a 1x1 convolution of an image) and zero at first, so that training starts from what the
-network did before. A block's objective stays what it was, and trains the adaptors of its units alone.
+two dense layers over the last axis (1x1 convolutions of an image). The outer one is zero at first: training starts from
+what the network did before. A block's objective stays what it was, and trains the adaptors of its units alone.
 
 References:
   Learning with Local Gradients at the Edge. arXiv 2208.08503, abstract: layer-wise adaptors for domain shift.
-  Rebuffi, Bilen, Vedaldi. Learning Multiple Visual Domains with Residual Adapters. arXiv 1705.08045.
+  Houlsby et al. Parameter-Efficient Transfer Learning for NLP. arXiv 1902.00751, figure 2: the adaptor.
 """
 
 from typing import Any
@@ -46,7 +46,8 @@ class Adapted(nn.Module):
             raise ValueError(f"adapt: unit {type(unit).__name__} puts out no array, which an adaptor could follow")
         if not self.adaptor:
             return y
-        return y + nn.Dense(y.shape[-1], kernel_init=nn.initializers.zeros, name="adaptor")(y)
+        hidden = nn.tanh(nn.Dense(y.shape[-1], name="inner")(y))
+        return y + nn.Dense(y.shape[-1], kernel_init=nn.initializers.zeros, name="outer")(hidden)
 
 
 def adopted(new: Variables, trained: Variables) -> Variables:
