@@ -18,9 +18,9 @@ with install_import_hook("jaxlocal", "beartype.beartype"):
 
 import jax
 
-from experiments.cli import cache_compilations
-
-cache_compilations()
+jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["JAXLOCAL_CACHE"], "tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)  # small programs: most of the time is compilation
