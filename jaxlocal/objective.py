@@ -161,6 +161,21 @@ def feature_objective(head: nn.Module | Callable[[Batch], nn.Module], loss: Feat
     return LocalObjective(init, apply, no_sync)
 
 
+def random_projection(
+    key: Key, num_classes: int, shape: tuple[int, ...], bound: float | None = None
+) -> Float[Array, "k ..."]:
+    r"""An array of ``shape`` for each class, uniform in :math:`\pm\mathrm{bound}`.
+
+    Args:
+      key: to draw from.
+      num_classes: k.
+      shape: of an output, without the batch.
+      bound: of the entries; None for :math:`\sqrt{6 / F}` at :math:`F` numbers in an output (Kaiming's).
+    """
+    limit = math.sqrt(6 / math.prod(shape)) if bound is None else bound
+    return jax.random.uniform(key, (num_classes, *shape), jnp.float32, -limit, limit)
+
+
 @same_for_equal_arguments
 def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | None = None) -> LocalObjective:
     r"""Compares the block's output with a fixed random projection of the label, without any head.
@@ -172,7 +187,7 @@ def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | No
     Args:
       num_classes: k.
       loss: ``(output, target) -> [b]``; the output comes in float32 or wider.
-      bound: of the entries; None for :math:`\sqrt{6 / F}` at :math:`F` numbers in an output (Kaiming's).
+      bound: as in :func:`random_projection`.
 
     Returns:
       An objective whose logits are the negated losses against each class's target, so its metrics hold ``accuracy``.
@@ -181,9 +196,7 @@ def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | No
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         del batch
         shape = carry.shape[2:] if carry.ndim == 3 else carry.shape[1:]
-        limit = math.sqrt(6 / math.prod(shape)) if bound is None else bound
-        projection = jax.random.uniform(key, (num_classes, *shape), jnp.float32, -limit, limit)
-        return {"fixed": {"projection": projection}}
+        return {"fixed": {"projection": random_projection(key, num_classes, shape, bound)}}
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del key, train

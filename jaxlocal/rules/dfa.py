@@ -9,8 +9,6 @@ References:
   Nokland. Direct Feedback Alignment Provides Learning in Deep Neural Networks. NeurIPS 2016. arXiv 1609.01596.
 """
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,16 @@ from jaxtyping import Array
 from jaxlocal.heads import Classifier
 from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, detached, no_sync, readout
+from jaxlocal.objective import (
+    Batch,
+    Carry,
+    LocalObjective,
+    ObjectiveOut,
+    detached,
+    no_sync,
+    random_projection,
+    readout,
+)
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Key, Variables, nest, pick
 
@@ -46,10 +53,9 @@ def _feedback(num_classes: int, loss: Loss, sign: bool) -> LocalObjective:
 
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         head_key, *keys = jax.random.split(key, 1 + len(carry))
-        limits = [math.sqrt(6 / math.prod(output.shape[1:])) for output in carry]
         matrices = {
-            str(i): jax.random.uniform(key, (num_classes, *output.shape[1:]), jnp.float32, -limit, limit)
-            for i, (key, output, limit) in enumerate(zip(keys, carry, limits, strict=True))
+            str(i): random_projection(key, num_classes, output.shape[1:])
+            for i, (key, output) in enumerate(zip(keys, carry, strict=True))
         }
         return nest(output=inner.init(head_key, carry[-1], batch), feedback={"fixed": matrices})
 
