@@ -207,6 +207,11 @@ def is_here(placement: Placement) -> bool:
     return any(device.process_index == jax.process_index() for device in placement.devices)
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether a tree is one of shapes, which have no place."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def bytes_of_a_device(placement: Placement, tree: Any, axes: Any) -> int:
     """Bytes that a tree takes on each device; ``axes`` say what is split, as in :meth:`Placement.spread`."""
 
@@ -223,7 +228,7 @@ def _is_local(placement: Placement) -> bool:
 def _put(placement: Placement, tree: Any, where: Any) -> Any:
     if not is_here(placement):
         return jax.tree.map(abstract, tree)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):  # shapes have no place
+    if is_traced(tree):
         return tree
     if _is_local(placement):
         return jax.device_put(tree, where)

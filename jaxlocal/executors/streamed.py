@@ -15,7 +15,7 @@ import optax
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device
+from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device, is_traced
 from jaxlocal.executors.loop import (
     Run,
     Span,
@@ -167,7 +167,7 @@ def _to_host(state: BlockState) -> BlockState:
 
 def _move(state: BlockState, memory_kind: str) -> BlockState:
     """Starts the transfer: a plain copy between memories, which runs beside what the device computes."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):  # shapes have no place
+    if is_traced(state):
         return state
     return jax.device_put(state, jax.tree.map(lambda x: x.sharding.with_memory_kind(memory_kind), state))
 
