@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,18 +53,19 @@ def restore(workdir: Path, which: str = "last") -> Trained:
         return Trained(config, experiment, step, checkpoints.restore(step, experiment.init(config)))
 
 
-def start_from(workdir: Path, blocks: Sequence[Block], state: TrainState) -> TrainState:
+def start_from(workdir: Path, experiment: Experiment, state: TrainState) -> TrainState:
     """The state of a new run, whose units, and heads where they fit, are those of a trained one.
 
     Args:
       workdir: of the trained run; its cuts and its rule may be others.
-      blocks: of the new run.
+      experiment: the new run, built.
       state: of the new run, as it was initialised. Optimizers start anew.
 
     Raises:
       UserError: if there is no checkpoint, or the units are others.
     """
     old = restore(workdir)
+    blocks = experiment.blocks
     theirs, ours = _units(old.experiment.blocks, old.state), _units(blocks, state)
     if len(theirs) != len(ours):
         raise UserError(f"start_from {workdir}: it has {len(theirs)} units, this network {len(ours)}")
@@ -76,7 +76,7 @@ def start_from(workdir: Path, blocks: Sequence[Block], state: TrainState) -> Tra
         except ValueError as error:
             raise UserError(f"start_from {workdir}: unit {i} is not that of this network: {error}") from error
     # Every head belongs to its block, but for the last one: it is the network's own classifier.
-    same_cuts = old.experiment.network.cuts == tuple(accumulate(len(block.units) for block in blocks[:-1]))
+    same_cuts = old.experiment.network.cuts == experiment.network.cuts
     starts, taken, following = [], 0, iter(units)
     for k, (block, own) in enumerate(zip(blocks, state.blocks, strict=True)):
         parts = {f"unit_{j}": next(following) for j in range(len(block.units))}

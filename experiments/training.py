@@ -57,7 +57,7 @@ def train_and_evaluate(
     experiment = experiment or build(config)
     state = experiment.init(config)
     if config.start_from and not has_any(workdir):
-        whole = start_from(Path(config.start_from), experiment.blocks, _whole(experiment, state))
+        whole = start_from(Path(config.start_from), experiment, _whole(experiment, state))
         state = experiment.executor.place(whole)
     about = describe(experiment, state, config.seeds)
     claim(workdir, config, about, environment())
