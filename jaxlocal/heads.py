@@ -6,6 +6,7 @@ a head has a ``width``, it multiplies the features of its hidden layers.
 """
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,20 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
         return dense(global_average_pool(x), self.num_classes, name="dense")
+
+
+class Answered(nn.Module):
+    """No head: the scores that the last unit puts out itself."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b k"], *, train: bool) -> Float[Array, "b k"]:
+        del train
+        return x
+
+
+def output_of(units: Sequence[nn.Module], num_classes: int) -> nn.Module:
+    """The head of a network's output: a classifier, unless the last unit has a field ``answers`` that is true."""
+    return Answered() if getattr(units[-1], "answers", False) else Classifier(num_classes)
 
 
 class ConvMlp(nn.Module):

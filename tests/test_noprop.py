@@ -172,3 +172,15 @@ def test_a_step_is_learned_from_noised_labels_and_the_chain_then_predicts():
     after = executor.evaluate(state, batch)
     assert before[-1]["accuracy"] < 0.5
     assert after[-1]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("embedding", ["one_hot", "learned"])
+def test_in_the_baseline_no_classes_share_an_embedding(embedding):
+    """The output head says whose each embedding is, before it has learned anything."""
+    units = models.noprop(2, width=0.1, embedding=embedding)
+    network, local = rules.backprop()(Network(units, ()), 10)
+    state = fused(make_blocks(network, local), local.feed, toy.OPTIMIZER).init(jax.random.key(0), toy.digits(1))
+    params = state.blocks[0].variables["params"]
+    table = params["unit_0"]["table"] if embedding == "learned" else jnp.eye(10)
+    np.testing.assert_allclose(table @ params["unit_3"]["kernel"], np.eye(10), atol=1e-5)
+    assert "head" not in params

@@ -12,7 +12,7 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -78,11 +78,9 @@ class LabelUnit(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Diffusion:
         table = self._table().astype(image.dtype)
-        shape = table.shape[1], self.classes
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape) if self.head else None
-        bias = self.param("bias", nn.initializers.zeros, shape[1:]) if self.head else None
+        kernel, bias = _output_head(self, table) if self.head else (None, None)
         key = self.make_rng("dropout") if train else jax.random.key(0)
-        z = normal(key, jnp.zeros((len(image), shape[0]), image.dtype))
+        z = normal(key, jnp.zeros((len(image), table.shape[1]), image.dtype))
         logits = jnp.zeros((len(image), self.classes), image.dtype)
         return Diffusion(image, z, table, kernel, bias, logits, jnp.ones(len(image), image.dtype))
 
@@ -191,12 +189,33 @@ class Denoiser(nn.Module):
 
 
 class Answer(nn.Module):
-    """Hands the label's embedding to a classifier: the end of the baseline."""
+    """The output head of the baseline, which is one more unit.
+
+    Attributes:
+      answers: it puts out class scores.
+    """
+
+    answers: bool = True
 
     @nn.compact
-    def __call__(self, carry: Diffusion, *, train: bool) -> Float[Array, "b d"]:
+    def __call__(self, carry: Diffusion, *, train: bool) -> Float[Array, "b k"]:
         del train
-        return carry.z
+        kernel, bias = _output_head(self, carry.table)
+        return carry.z @ kernel + bias
+
+
+def _output_head(owner: nn.Module, table: Float[Array, "k d"]) -> tuple[Float[Array, "d k"], Float[Array, "k"]]:
+    """Kernel and bias of an owner. At first an embedding's class has score 1, and others by how alike theirs are.
+
+    Drawn at random, it would make classes share embeddings, as it cannot tell which is whose.
+    """
+
+    def like_table(key: Any) -> Array:
+        del key
+        return (table / jnp.mean(jnp.sum(table**2, axis=1))).T.astype(jnp.float32)
+
+    kernel = owner.param("kernel", like_table).astype(table.dtype)
+    return kernel, owner.param("bias", nn.initializers.zeros, table.shape[:1]).astype(table.dtype)
 
 
 def expected(logits: Float[Array, "b k"], table: Float[Array, "k d"]) -> Float[Array, "b d"]:

@@ -1,6 +1,6 @@
 """End-to-end backpropagation: the one block that every other rule is compared with."""
 
-from jaxlocal.heads import Classifier
+from jaxlocal.heads import output_of
 from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network
 from jaxlocal.objective import readout
@@ -15,6 +15,6 @@ def backprop(*, loss: Loss = cross_entropy) -> Rule:
     """
 
     def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        return network._replace(cuts=()), LocalRule((readout(Classifier(num_classes), loss),))
+        return network._replace(cuts=()), LocalRule((readout(output_of(network.units, num_classes), loss),))
 
     return rule
