@@ -22,6 +22,7 @@ from jaxlocal.rule import LocalRule, Remat
 from jaxlocal.variables import (
     Key,
     Variables,
+    all_finite,
     apply_module,
     cast,
     cast_floating,
@@ -125,8 +126,10 @@ def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train
     def span(first: int, variables: Variables, carry: Carry) -> tuple[Carry, dict[str, Variables]]:
         mutated: dict[str, Variables] = {}
         for i, unit in enumerate(block.units[first : first + length], first):
-            unit_key = jax.random.fold_in(key, i)
-            carry, mutated[f"unit_{i}"] = apply_module(unit, pick(variables, f"unit_{i}"), carry, unit_key, train=train)
+            unit_key, own = jax.random.fold_in(key, i), pick(variables, f"unit_{i}")
+            if i and train:  # no gradient goes further back than the first unit
+                own, carry = _own_gradient_first(own, carry)
+            carry, mutated[f"unit_{i}"] = apply_module(unit, own, carry, unit_key, train=train)
         return carry, mutated
 
     if block.remat:
@@ -136,6 +139,32 @@ def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train
         carry, new = span(first, variables, carry)
         mutated |= new
     return carry, nest(**mutated)
+
+
+def _own_gradient_first(variables: Variables, carry: Carry) -> tuple[Variables, Carry]:
+    """Both as they are; on the way back, units before this one wait until its own gradient is there.
+
+    Otherwise the compiler may put gradients of parameters off, and keep the activations that they need.
+    """
+    params, rest = split(variables)
+    params, carry = _in_order(params, carry)
+    return {"params": params, **rest}, carry
+
+
+@jax.custom_vjp
+def _in_order(params: Any, carry: Carry) -> tuple[Any, Carry]:
+    return params, carry
+
+
+def _in_order_backward(_: None, cotangents: Any) -> Any:
+    leaves, structure = jax.tree.flatten(cotangents)
+    floats = [i for i, leaf in enumerate(leaves) if leaf.dtype != jax.dtypes.float0]  # integers have no gradient
+    for i, leaf in zip(floats, jax.lax.optimization_barrier([leaves[i] for i in floats]), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+_in_order.defvjp(lambda params, carry: ((params, carry), None), _in_order_backward)
 
 
 def run(
@@ -220,6 +249,9 @@ def update(
 ) -> tuple[BlockState, Carry, Metrics]:
     """One step of one block: gradient, optimizer, running statistics.
 
+    Where the loss, the squared gradient or the new statistics hold NaN or infinity, no update is made: the block
+    keeps its state, so its divergence neither lasts nor reaches others by what they look at.
+
     Args:
       block: units and objective.
       optimizer: the same transformation for every block; its state is the block's.
@@ -232,13 +264,19 @@ def update(
 
     Returns:
       ``(new state, the block's output, metrics)``. The output was computed before
-      the update, as in the papers' code.
+      the update, as in the papers' code. Metric ``finite`` is 1 where the update was made, else 0.
     """
     gradient, output, out = gradients(block, state.variables, carry, batch, key, dtype=dtype, axis=axis)
+    leaves, structure = jax.tree.flatten(gradient)
+    # One by one: a barrier over all of them, or none, lets the compiler put gradients off and keep what they need.
+    squared = [jax.lax.optimization_barrier((leaf, jnp.sum(leaf * leaf))) for leaf in leaves]
+    finite = all_finite((out.loss, [square for _, square in squared], out.mutated))
+    gradient = jax.tree.unflatten(structure, [leaf for leaf, _ in squared])
     params, rest = split(state.variables)
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-    variables = {"params": optax.apply_updates(params, updates), **merge(rest, out.mutated)}
-    return BlockState(variables, opt_state), output, metrics_of(out)
+    new = BlockState({"params": optax.apply_updates(params, updates), **merge(rest, out.mutated)}, opt_state)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return state, output, {**metrics_of(out), "finite": finite.astype(out.loss.dtype)}
 
 
 def metrics_of(out: ObjectiveOut) -> Metrics:

@@ -56,6 +56,7 @@ def test_every_rule_on_four_devices(name):
         chex.assert_trees_all_close(other, results[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_device_and_four_differ_by_rounding_alone():
     """In float64: sums are taken in another order, and nothing else."""
     t = toy.make(rules.dgl())
@@ -87,6 +88,7 @@ def test_without_synchronisation_a_device_normalises_its_part():
     assert (of_parts["var"] < whole["var"]).all()
 
 
+@pytest.mark.slow
 def test_each_device_draws_its_own_noise():
     """Four equal parts: with one key they would drop the same features, and the mean would be a part's."""
     t = toy.make(toy.composite())
@@ -117,6 +119,7 @@ def test_programs_are_of_one_device():
     assert flops[2] == pytest.approx(flops[0] / 4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     config = digits(eval_every="2 steps", data_parallel=True, sync_batch_norm=True)
     whole = train_and_evaluate(config, tmp_path)

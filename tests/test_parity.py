@@ -71,6 +71,7 @@ def test_notices_a_difference(tmp_path, quantity):
     assert [q for q in ("losses", "logits", "gradients", "running_statistics") if result[q] > 1e-6] == [quantity]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", ["probe", "moved"])
 def test_notices_a_difference_in_an_average(tmp_path, quantity):
     def change(golden):
