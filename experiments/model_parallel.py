@@ -57,7 +57,7 @@ class ModelParallel:
         self.outputs: list[Any] = []  # shapes of what the stages put out
 
     def _compiled(self, f: Any) -> Any:
-        return jax.jit(f, compiler_options=compiler_options(remat=self._block.remat is not None))
+        return jax.jit(f, compiler_options=compiler_options())
 
     def init(self, state: BlockState, batch: Batch) -> tuple[list[Any], list[Any]]:
         """Puts a state and a batch where they belong: ``(states of the stages, microbatches)``."""

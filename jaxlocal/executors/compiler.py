@@ -3,20 +3,16 @@
 import jax
 
 
-def compiler_options(*, remat: bool = False) -> dict[str, str]:
+def compiler_options() -> dict[str, str]:
     """Options for ``jax.jit`` on the default backend.
 
-    On CPU the default schedule is not the one of least memory, except where activations
-    are rematerialised: the other one computes them too early. And before jax 0.11 a
-    pass removes every optimization barrier, and with it the order of the blocks.
+    On CPU the default schedule is not the one of least memory. And before jax 0.11 a
+    pass removes every optimization barrier, and with it the order of blocks and units.
     Nothing is set for other backends.
-
-    Args:
-      remat: whether the program rematerialises.
     """
     if jax.default_backend() != "cpu":
         return {}
-    options = {} if remat else {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     if jax.__version_info__ < (0, 11):
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     return options

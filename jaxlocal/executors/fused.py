@@ -112,7 +112,7 @@ def fused(
 
     if seeds:
         init, step, evaluate = jax.vmap(init, (0, None)), jax.vmap(step, (0, batch_axes)), jax.vmap(evaluate, (0, None))
-    program = functools.partial(placement.program, options=compiler_options(remat=any(b.remat for b in blocks)))
+    program = functools.partial(placement.program, options=compiler_options())
     step_program = program(step, (None, batch_axes), None, donate_argnums=0)
     evaluate_program = program(evaluate, (None, batch_axes), None)
 

@@ -179,7 +179,7 @@ def pipelined(
             (None, None, None, of_source),
             (None, None, 0),
             donate_argnums=2 if train else (),
-            options=compiler_options(remat=any(block.remat for block in span.blocks)),
+            options=compiler_options(),
         )
 
     @functools.cache
@@ -302,8 +302,8 @@ def block_seconds(
 
     @functools.cache
     def compiled(block: Block) -> Any:
-        options = compiler_options(remat=block.remat is not None)
-        return jax.jit(functools.partial(block_lib.update, block, optimizer, dtype=dtype), compiler_options=options)
+        program = functools.partial(block_lib.update, block, optimizer, dtype=dtype)
+        return jax.jit(program, compiler_options=compiler_options())
 
     def timed(
         block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key

@@ -52,8 +52,8 @@ class Executor(NamedTuple):
       init: ``(key, batch) -> state``; the key is typed, ``jax.random.key(seed)``, and of the
         batch one image will do. Several seeds that train together take an array of keys.
       step: ``(state, data) -> (state, metrics)``, the data as the placement spreads them. The old state is used
-        up: do not use it again. Metrics are scalars by name, one dict per block: ``loss`` and what the
-        objective reports.
+        up: do not use it again. Metrics are scalars by name, one dict per block: ``loss``, what the objective
+        reports, and ``finite``: 1, or 0 where the block kept its state (:func:`jaxlocal.block.update`).
       evaluate: ``(state, data) -> metrics`` at every exit, on running statistics.
       programs: ``(state, data) -> programs`` of a step, in the order in which they first run. Abstract
         values will do.

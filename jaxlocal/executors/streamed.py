@@ -65,7 +65,7 @@ def streamed(
     @functools.cache
     def update(block: Block) -> Any:
         one = over_seeds(functools.partial(block_lib.update, block, optimizer, dtype=dtype, axis=axis))
-        return placement.program(one, (None, 0, 0, 0), (None, 0, None), donate_argnums=0, options=_options(block))
+        return placement.program(one, (None, 0, 0, 0), (None, 0, None), donate_argnums=0, options=compiler_options())
 
     @functools.cache
     def sync(block: Block) -> Any:
@@ -74,7 +74,7 @@ def streamed(
     @functools.cache
     def evaluate_one(block: Block) -> Any:
         one = over_seeds(functools.partial(block_lib.evaluate, block, dtype=dtype, axis=axis))
-        return placement.program(one, (None, 0, 0, 0), (0, None), options=_options(block))
+        return placement.program(one, (None, 0, 0, 0), (0, None), options=compiler_options())
 
     run = Run(
         update=lambda block, *args: update(block)(*args),
@@ -151,10 +151,6 @@ def streamed(
         return tuple(found.values())
 
     return Executor(init, step, evaluate, programs)
-
-
-def _options(block: Block) -> dict[str, str]:
-    return compiler_options(remat=block.remat is not None)
 
 
 def _to_device(state: BlockState) -> BlockState:
