@@ -4,7 +4,7 @@ Networks are cut into gradient-isolated blocks; each block learns from its own
 auxiliary head, and no gradient crosses a cut.
 """
 
-from jaxlocal import data, executors, heads, losses, models, rules
+from jaxlocal import data, diagnostics, executors, heads, losses, models, rules
 from jaxlocal.block import Block, BlockState, make_blocks
 from jaxlocal.executors import DataParallel, Executor, TrainState, compiler_options, fused, streamed
 from jaxlocal.feed import Feed, chain

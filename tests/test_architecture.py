@@ -17,6 +17,7 @@ LAYERS = [
     ("block",),
     ("executors",),
     ("rules",),
+    ("diagnostics",),
 ]
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 FILES = [
