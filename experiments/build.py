@@ -16,12 +16,13 @@ import optax
 from ml_collections import ConfigDict
 
 import jaxlocal
+from experiments import processes
 from experiments.cli import UserError, one_of, user_input
 from experiments.configs import common
 from experiments.devices import placements, starts
 from experiments.optimizers import OPTIMIZERS, cosine_with_warmup
 from experiments.record import by_seed
-from experiments.registry import MODELS, make, make_rule
+from experiments.registry import MODELS, RULES, fits, innermost, make, make_rule
 from jaxlocal import data, losses
 from jaxlocal.block import Block, BlockState, make_blocks
 from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState, fused, pipelined, streamed
@@ -31,6 +32,7 @@ from jaxlocal.objective import Batch
 from jaxlocal.variables import RUNNING, size
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ON_DIVERGENCE = ("stop", "skip", "rollback")
 EXECUTORS: dict[str, Any] = {
     "fused": fused,
     "streamed": streamed,
@@ -87,6 +89,15 @@ class Experiment(NamedTuple):
         seeds = [config.seed + i for i in range(config.seeds)]
         return _readable(self.dataset.train(self.placement, resident, steps, config.batch_size, seeds))
 
+    def whole(self, state: TrainState) -> TrainState:
+        """The state as every process can save it."""
+        step, key = processes.everywhere((state.step, state.key))
+        return TrainState(step, key, self.executor.gather(state.blocks))
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of a step, counted from 1, make a line."""
+        return step % self.log_every == 0 or step == self.num_steps
+
     def abstract_batch(self, config: ConfigDict) -> Any:
         """Shapes and dtypes of a step's data."""
         shape: tuple[int, ...] = (config.batch_size,)
@@ -117,6 +128,7 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     _check_fields(config)
     dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
     executor = EXECUTORS[one_of("executor", config.executor, tuple(EXECUTORS))]
+    one_of("on_divergence", config.on_divergence, ON_DIVERGENCE)
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
     if config.eval_batch_size < 1 or config.eval_examples < 0:
@@ -134,6 +146,11 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
 
     units = make("model", MODELS, config.model, **({"prototypes": prototypes} if config.model.name == "noprop" else {}))
     rule = make_rule(config.rule, loss)
+    trains = innermost(config.rule).name
+    known = [name for name in RULES if name == "backprop" or name.startswith("noprop")]
+    if config.model.name == "noprop" and trains not in known:
+        choices = ", ".join(known)
+        raise UserError(f"model noprop denoises labels, which rule {trains} cannot read: choose one of {choices}")
     with user_input("cuts"):
         cuts = parse_cuts(config.cuts, units)
         blocks_of(Network(units, cuts or ()))
@@ -211,19 +228,25 @@ def _load(config: ConfigDict) -> data.Input:
             f"{error}: run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory "
             "that holds it by --config.data_dir or TFDS_DATA_DIR"
         ) from error
+    except OSError as error:
+        raise UserError(f"data set {name} cannot be read or kept: {error}") from error
     if config.eval_examples:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
-    return data.InMemory(dataset, augment=config.augment)
+    with user_input("dataset"):
+        return data.InMemory(dataset, augment=config.augment)
 
 
 def _check_fields(config: ConfigDict) -> None:
     """Every field is there, and of the type that the shared configs give it."""
-    for name, example in common.digits().items():
+    examples = common.digits()
+    for name in config:
+        one_of("config field", name, tuple(examples))
+    for name, example in examples.items():
         if name not in config:
             raise UserError(f"the config has no field {name!r}: see experiments/configs/common.py")
-        expected = (int, float) if isinstance(example, float) else type(example)
-        if not isinstance(config[name], expected):
-            raise UserError(f"config field {name}={config[name]!r}: expected {type(example).__name__}, as {example!r}")
+        if not fits(config[name], type(example)):
+            shown = f", as {example!r}" if not isinstance(example, ConfigDict) else ""
+            raise UserError(f"config field {name}={config[name]!r}: expected {type(example).__name__}{shown}")
     for name in ("model", "rule", "optimizer"):
         if not isinstance(config[name].get("name"), str):
             raise UserError(f"config field {name} has no name: give {name}.name, see --list")

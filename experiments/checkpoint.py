@@ -3,9 +3,14 @@
 Orbax restores a flipped byte as a wrong number, so each checkpoint carries a checksum of its tensors.
 """
 
+import json
+import re
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from experiments import processes
-from experiments.cli import UserError
+from experiments.cli import NotSavedError, UserError
 from jaxlocal.executors import TrainState
 
 NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations
@@ -23,7 +28,18 @@ class Checkpoints:
     """The checkpoints under ``workdir/checkpoints``: the last two, and the one of best test accuracy."""
 
     def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
+        """Opens them.
+
+        Raises:
+          UserError: if one is damaged such that Orbax cannot list them, and it is read only.
+        """
         self._workdir = workdir
+        for step, error in _with_damaged_metrics(workdir / "checkpoints").items():
+            if read_only:
+                raise UserError(f"{error}; the command that trained it sets it aside and goes on from the one before")
+            self._set_aside(step, error)
+        processes.together("opened")  # not before what is damaged is gone
+        _ignore_reads_given_up()
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -38,10 +54,15 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, accuracy: float = NOT_EVALUATED) -> None:
-        """Saves in the background; a step that is saved already is left alone."""
+        """Saves in the background; a step that is saved already is left alone.
+
+        Raises:
+          NotSavedError: if this one, or the one before, cannot be written.
+        """
         if step not in self._manager.all_steps():
             metrics = {"accuracy": accuracy, "crc32": checksum(state)}
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+            with self._saving():
+                self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
 
     def step(self, which: str) -> int | None:
         """The step of the ``last`` or the ``best`` checkpoint.
@@ -91,32 +112,83 @@ class Checkpoints:
             if processes.agreed(error is not None):
                 failures[step] = error or UserError(f"checkpoint {step} cannot be restored by another process")
                 continue
-            self._set_aside(failures)
+            for damaged, error in failures.items():
+                self._set_aside(damaged, error)
+            if failures:
+                processes.together("set aside")
+                self._manager.reload()
             return step, state
         if failures:
             raise UserError(f"no checkpoint is intact, give another --workdir to start anew: {failures[max(failures)]}")
         return 0, template
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk.
+
+        Raises:
+          NotSavedError: if it cannot be written.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends Orbax's threads."""
-        self.wait()
-        self._manager.close()
+        """Likewise, and ends Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            with self._saving():
+                self._manager.close()
 
-    def _set_aside(self, failures: dict[int, UserError]) -> None:
-        for step, error in failures.items():
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Orbax and what it writes by have errors of many types."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):  # the state itself, or another process
+                raise
+            said = re.search(r"([^:]+) \[os_error_code", str(error))
+            reason = said[1].strip() if said else next(iter(str(error).splitlines()), type(error).__name__)
+            last = self._manager.latest_step()
+            kept = "no step is saved" if last is None else f"step {last} is intact, and the same command goes on there"
+            raise NotSavedError(
+                f"checkpoint in {self._manager.directory} cannot be written: {reason}; {kept}"
+            ) from error
+
+    def _set_aside(self, step: int, error: UserError) -> None:
+        if processes.first():
             target = self._workdir / "damaged" / str(step)
-            if processes.first():
-                target.parent.mkdir(exist_ok=True)
-                if not target.exists():
-                    (self._manager.directory / str(step)).rename(target)
-                print(f"warning: {error}; it is in {target} now, going on from an earlier one", file=sys.stderr)
-        if failures:
-            processes.together("set aside")
-            self._manager.reload()
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists():
+                (self._workdir / "checkpoints" / str(step)).rename(target)
+            print(f"warning: {error}; it is in {target} now, going on from an earlier one", file=sys.stderr)
+
+
+def _with_damaged_metrics(directory: Path) -> dict[int, UserError]:
+    """Checkpoints whose metrics, which say which one is best, are not JSON: with such a one Orbax lists none."""
+    found = {}
+    for path in directory.glob("*/metrics/metrics"):
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            checkpoint = path.parent.parent
+            if checkpoint.name.isdigit():
+                found[int(checkpoint.name)] = UserError(f"checkpoint {checkpoint} has damaged metrics: {error}")
+    return found
+
+
+def _ignore_reads_given_up() -> None:
+    """From now on. Where one read of a checkpoint fails, Orbax waits for no other, and Python prints their errors."""
+    shown = sys.unraisablehook
+    if getattr(shown, "ignores_reads", False):
+        return
+
+    def hook(given: Any) -> None:
+        if str(given.exc_value) != "Event loop is closed" and given.exc_type is not GeneratorExit:
+            shown(given)
+
+    hook.ignores_reads = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def has_any(workdir: Path) -> bool:

@@ -6,21 +6,53 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxlocal.data.sources import default_cache_dir
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
 
-BAD_INPUT = 2  # exit code
+# Exit codes, beside 128 + the signal that ended a program.
+BAD_INPUT = 2
+LOST = 3  # another process
+DIVERGED = 4
+NOT_SAVED = 5
 
 
 class UserError(Exception):
-    """What was given is wrong. The message is one line: what was given, what was expected, what to do."""
+    """What was given is wrong. The message is one line: what was given, what was expected, what to do.
+
+    Attributes:
+      code: that the program exits with.
+    """
+
+    code = BAD_INPUT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
+
+
+class NotSavedError(UserError):
+    """A workdir cannot be written."""
+
+    code = NOT_SAVED
+
+
+@contextlib.contextmanager
+def saving(where: Path) -> Iterator[None]:
+    """Errors raised in here are about writing to ``where``."""
+    try:
+        yield
+    except OSError as error:
+        raise NotSavedError(
+            f"{where} cannot be written: {error.strerror or error}; what was saved before is intact, and the same "
+            "command goes on from there"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -29,7 +61,7 @@ def user_input(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{what}: {_one_line(error)}") from error
 
 
 def one_of(kind: str, name: str, known: Sequence[str]) -> str:
@@ -40,13 +72,20 @@ def one_of(kind: str, name: str, known: Sequence[str]) -> str:
     """
     if name in known:
         return name
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(str(name), known, n=1, cutoff=0.5)  # a config may hold anything
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(f"unknown {kind} {name!r}: {hint}known are {', '.join(sorted(known))}")
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags and runs ``main``; errors in the input end in one line and exit code 2."""
+def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False) -> None:
+    """Parses the flags and runs ``main``; a :class:`UserError` ends in one line and its exit code.
+
+    Args:
+      main: is given the arguments, the program's name first; returns the exit code.
+      arguments: whether there may be any that are no flags.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while importing
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -55,10 +94,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             raise _stop(error) from error
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not arguments:
             raise _stop(UserError(f"unexpected argument {argv[1]!r}: flags are given as --name=value"))
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax logs every file that it writes
         cache_compilations()
         try:
             return main(argv)
@@ -101,7 +138,7 @@ def config_flag(meaning: str) -> Callable[[], ConfigDict]:
     return read
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     """The first and the last line of a message; what stands between is a traceback."""
     text: Any = error
     while isinstance(text, BaseException) and text.args and isinstance(text, KeyError | AttributeError):
@@ -112,4 +149,4 @@ def _one_line(error: BaseException) -> str:
 
 def _stop(error: Exception) -> SystemExit:
     print(f"error: {_one_line(error)}", file=sys.stderr)
-    return SystemExit(BAD_INPUT)
+    return SystemExit(error.code if isinstance(error, UserError) else BAD_INPUT)

@@ -12,10 +12,8 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from experiments.cli import UserError, user_input
+from experiments.cli import LOST, UserError, user_input
 from jaxlocal.executors import DataParallel
-
-LOST = 3  # exit code
 
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # errors that no other process causes
 _PATIENCE = 60  # seconds until a process that does not answer counts as lost

@@ -5,13 +5,15 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from experiments import processes
 from jaxlocal.executors import BlockMetrics
@@ -61,7 +63,8 @@ class Recorder:
         if processes.first():
             _replace_text(path, "".join(json.dumps(line) + "\n" for line in self.history))
         self._file = (path if processes.first() else Path(os.devnull)).open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1, write_to_disk=processes.first())
+        self._events = EventsWriter(str(workdir / "events")) if processes.first() else None
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later steps of before
 
     def write(self, step: int, split: str, seeds: Sequence[Blocks], **scalars: float) -> None:
         """Records the metrics of each block, and scalars of the whole run; one line a seed if there are several."""
@@ -75,19 +78,31 @@ class Recorder:
         self._file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._file.flush()
         for name, value in scalars.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+            self._scalar(f"{split}/{name}", value, step)
         for i, block in enumerate(mean(seeds)):
             for name, value in block.items():
-                self._events.add_scalar(f"{split}/block_{i:02d}/{name}", value, step)
+                self._scalar(f"{split}/block_{i:02d}/{name}", value, step)
+        if split == "test" and self._events:  # a checkpoint may follow, and must not outlive these lines
+            os.fsync(self._file.fileno())
+            self._events.flush()
 
     def timing(self, step: int, images_per_second: float) -> None:
         """Records throughput, for TensorBoard only: a resumed run repeats its metrics, not its speed."""
-        self._events.add_scalar("train/images_per_second", images_per_second, step)
+        self._scalar("train/images_per_second", images_per_second, step)
 
     def close(self) -> None:
         """Flushes everything to disk."""
-        self._file.close()
-        self._events.close()
+        with closing(self._file):
+            if self._events:
+                self._events.close()
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._event(step, summary=scalar(name, value))
+
+    def _event(self, step: int, **what: Any) -> None:
+        """Written here and now: the thread of ``SummaryWriter`` would die of a full disk, and all wait for it."""
+        if self._events:
+            self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def _finite(x: float | None) -> float | None:

@@ -2,8 +2,10 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
@@ -12,7 +14,7 @@ from experiments.optimizers import OPTIMIZERS
 from jaxlocal import data, losses, models, rules
 from jaxlocal.rule import Rule
 
-RULES: Mapping[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
+RULES: dict[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
 MODELS: Mapping[str, Callable[..., Any]] = {
     "convnet": models.convnet,
     "imagenet_resnet": models.imagenet_resnet,
@@ -39,8 +41,27 @@ def make(kind: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, 
         if not known:
             raise UserError(f"{kind} {spec['name']} takes no parameters, but the config sets {parameter!r}")
         one_of(f"parameter of {kind} {spec['name']}:", parameter, known)
+    hints = get_type_hints(function)
+    for parameter, value in parameters.items():
+        if not fits(value, hints[parameter]):
+            raise UserError(f"{kind} {spec['name']}: {parameter}={value!r}: expected {_shown(hints[parameter])}")
     with user_input(f"{kind} {spec['name']}"):
         return function(**parameters, **given)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a config's value is of an annotated type; a bool is no number, and a number is finite."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return isinstance(value, tuple | list) and all(fits(x, get_args(hint)[0]) for x in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
+
+
+def _shown(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("collections.abc.", "")
 
 
 def make_rule(spec: Mapping[str, Any], loss: losses.Loss) -> Rule:

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build
@@ -51,6 +52,16 @@ def restore(workdir: Path, which: str = "last") -> Trained:
         config.stages, config.data_parallel, config.start_from = 0, False, ""  # whatever it was trained on
         experiment = build(config)
         return Trained(config, experiment, step, checkpoints.restore(step, experiment.init(config)))
+
+
+def one_seed(run: Trained) -> Trained:
+    """The first seed, of those that were trained together."""
+    if run.config.seeds == 1:
+        return run
+    config = run.config.copy_and_resolve_references()
+    config.seeds = 1
+    experiment, state = build(config, run.experiment.dataset), jax.tree.map(lambda x: x[0], run.state)
+    return Trained(config, experiment, run.step, state)
 
 
 def start_from(workdir: Path, experiment: Experiment, state: TrainState) -> TrainState:

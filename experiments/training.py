@@ -1,12 +1,13 @@
 """The training loop: steps, log lines, evaluations, checkpoints."""
 
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -15,35 +16,21 @@ from experiments import build as building
 from experiments import cost, processes
 from experiments.build import Experiment, build, describe, environment
 from experiments.checkpoint import NOT_EVALUATED, Checkpoints, has_any
-from experiments.record import Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
+from experiments.cli import saving
+from experiments.divergence import DivergedError, Watch, with_other_key
+from experiments.notebook import printing_in_place
+from experiments.record import Blocks, Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
+from experiments.summary import Results, size_of
 from experiments.trained import start_from
-from experiments.workdir import claim
+from experiments.workdir import claimed
 from jaxlocal.executors import BlockMetrics, TrainState
 
 
-class Results(NamedTuple):
-    """What a run came to.
-
-    Attributes:
-      workdir: where its files are.
-      history: the lines of ``metrics.jsonl``.
-      about: cuts and parameter counts, as in ``config.json``.
-      seeds: for each seed, the metrics of each exit on the test split; empty if stopped
-        before any evaluation.
-      stopped_by: the signal that ended the run early; None if it ran to its end.
-    """
-
-    workdir: Path
-    history: Sequence[Mapping[str, Any]]
-    about: Mapping[str, Any]
-    seeds: Sequence[Sequence[Mapping[str, float]]]
-    stopped_by: signal.Signals | None
-
-
+@printing_in_place()
 def train_and_evaluate(
     config: ConfigDict, workdir: Path, experiment: Experiment | None = None, *, profile: bool = False
 ) -> Results:
-    """Trains a config to its end, or on from where ``workdir`` stands.
+    """Trains a config to its end, or on from where ``workdir`` stands. Prints as it goes, in a notebook in one place.
 
     Args:
       config: as :mod:`experiments.configs` makes them.
@@ -52,33 +39,53 @@ def train_and_evaluate(
       profile: whether to trace a few steps, into ``workdir/profile``.
 
     Raises:
-      UserError: if the config, the data set or the workdir cannot be used.
+      UserError: if the config, the data set or the workdir cannot be used, or another run is using it; as
+        :class:`DivergedError` or :class:`NotSavedError`, if the run cannot go on.
     """
     experiment = experiment or build(config)
+    state = _start(config, workdir, experiment)
+    about = describe(experiment, state, config.seeds)
+    with claimed(workdir, config, about, environment()):
+        _announce(config, about)
+        with closing(Checkpoints(workdir)) as checkpoints, _signals() as received, saving(workdir):
+            watch = Watch(config, experiment, workdir)
+            rolled_back: int | None = None  # to the checkpoint of this step
+            while True:
+                last, saved = checkpoints.resume(experiment.whole(state))
+                if last:
+                    state = experiment.executor.place(saved)
+                    what = "is finished:" if last == experiment.num_steps else "goes on"
+                    print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
+                if rolled_back is not None:
+                    state = with_other_key(state)
+                with (
+                    closing(Recorder(workdir, last, config.seed)) as recorder,
+                    closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
+                    closing(experiment.batches(config, range(last, experiment.num_steps))) as batches,
+                ):
+                    if config.start_from and not recorder.history:
+                        _test(0, state, config, experiment, recorder)
+                    try:
+                        seeds, stopped_by = _loop(
+                            config, experiment, state, last, batches, watch, recorder, checkpoints, received, profiler
+                        )
+                        break
+                    except DivergedError as error:
+                        before, rolled_back = rolled_back, checkpoints.step("last") or 0
+                        if config.on_divergence != "rollback" or before == rolled_back:
+                            raise
+                        print(f"warning: {error}; back to step {rolled_back}", file=sys.stderr, flush=True)
+                state = _start(config, workdir, experiment)
+    return Results(workdir, recorder.history, about, seeds, stopped_by)
+
+
+def _start(config: ConfigDict, workdir: Path, experiment: Experiment) -> TrainState:
+    """The state before the first step."""
     state = experiment.init(config)
     if config.start_from and not has_any(workdir):
-        whole = start_from(Path(config.start_from), experiment, _whole(experiment, state))
+        whole = start_from(Path(config.start_from), experiment, experiment.whole(state))
         state = experiment.executor.place(whole)
-    about = describe(experiment, state, config.seeds)
-    claim(workdir, config, about, environment())
-    _announce(config, about)
-    with closing(Checkpoints(workdir)) as checkpoints, _signals() as received:
-        last, saved = checkpoints.resume(_whole(experiment, state))
-        if last:
-            state = experiment.executor.place(saved)
-            what = "is finished:" if last == experiment.num_steps else "goes on"
-            print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
-        with (
-            closing(Recorder(workdir, last, config.seed)) as recorder,
-            closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
-            closing(experiment.batches(config, range(last, experiment.num_steps))) as batches,
-        ):
-            if config.start_from and not recorder.history:
-                _test(0, state, config, experiment, recorder)
-            seeds, stopped_by = _loop(
-                config, experiment, state, last, batches, recorder, checkpoints, received, profiler
-            )
-    return Results(workdir, recorder.history, about, seeds, stopped_by)
+    return state
 
 
 def _loop(
@@ -87,25 +94,31 @@ def _loop(
     state: TrainState,
     first_step: int,
     batches: Iterator[Any],
+    watch: Watch,
     recorder: Recorder,
     checkpoints: Checkpoints,
     received: Sequence[signal.Signals],
     profiler: Profiler,
-) -> tuple[Sequence[Sequence[Mapping[str, float]]], signal.Signals | None]:
+) -> tuple[Sequence[Blocks], signal.Signals | None]:
     """Steps, log lines, evaluations and checkpoints, until the end or a signal: ``(seeds, stopped by)``.
 
     Metrics are those of single steps, and the fetch of one step's waits until as many more steps are under
-    way as there are stages, so no device idles for them.
+    way as there are stages, so no device idles for them. Divergence is noticed by then, before anything later
+    is saved; of several processes, at the next log line.
     """
     chrono = Chrono(experiment.num_steps, config.batch_size * config.seeds)
-    seeds: Sequence[Sequence[Mapping[str, float]]] | None = None
-    unlogged: deque[tuple[int, BlockMetrics]] = deque()
+    seeds: Sequence[Blocks] | None = None
+    under_way: deque[tuple[int, BlockMetrics]] = deque()
 
-    def log(until: int) -> bool:
-        """Logs what is due of the steps up to ``until``, and says whether there was anything."""
-        due = [unlogged.popleft() for _ in range(sum(step <= until for step, _ in unlogged))]
-        for step, metrics in due:
-            _log(step, metrics, experiment, recorder, chrono)
+    def look(until: int, *, anyway: bool = False) -> bool:
+        """Looks at the steps up to ``until``, logs what is due of them, and says whether there was anything."""
+        due = [step for step, _ in under_way if step <= until and experiment.is_logged(step)]
+        if processes.alone() or due or anyway:
+            done = [under_way.popleft() for _ in range(sum(step <= until for step, _ in under_way))]
+            watch.look(done, state)
+            for step, metrics in done:
+                if step in due:
+                    _log(step, metrics, experiment, recorder, chrono)
         return bool(due)
 
     for step, batch in zip(range(first_step, experiment.num_steps), batches, strict=True):
@@ -114,7 +127,8 @@ def _loop(
         profiler.before(step, state)
         state, metrics = experiment.executor.step(state, batch)
         done = step + 1
-        logged = log(done - len(experiment.stages))
+        under_way.append((done, metrics))
+        logged = look(done - len(experiment.stages))
         if not chrono.running:
             jax.block_until_ready(state)
             print(
@@ -122,23 +136,21 @@ def _loop(
                 f"per example, {compiled.temporaries / cost.MIB:,.1f} MiB of temporaries",
                 flush=True,
             )
-        if done % experiment.log_every == 0 or done == experiment.num_steps:
-            unlogged.append((done, metrics))
         evaluate_now = done % experiment.eval_every == 0 or done == experiment.num_steps
         # Processes have to stop at the same step, so they ask each other, but not at every step.
         stopping = processes.agreed(bool(received)) if processes.alone() or logged else False
         if evaluate_now or stopping:
-            log(done)
+            look(done, anyway=True)
         if evaluate_now:
             jax.block_until_ready(state)  # what is still under way is training time
             with chrono.paused():
                 seeds = _test(done, state, config, experiment, recorder)
-                whole = _whole(experiment, state)
+                whole = experiment.whole(state)
                 checkpoints.save(done, whole, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
         if stopping:
             stopped_by = (*received, signal.SIGTERM)[0]  # or another process was
             print(f"{stopped_by.name}: saving step {done} (again to give it up)", flush=True)
-            checkpoints.save(done, _whole(experiment, state))
+            checkpoints.save(done, experiment.whole(state))
             checkpoints.wait()
             print(f"step {done} is saved; the same command goes on from there", flush=True)
             return seeds or (), stopped_by
@@ -148,15 +160,10 @@ def _loop(
     return seeds, None
 
 
-def _whole(experiment: Experiment, state: TrainState) -> TrainState:
-    """The state as every process can save it."""
-    step, key = processes.everywhere((state.step, state.key))
-    return TrainState(step, key, experiment.executor.gather(state.blocks))
-
-
 def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Recorder, chrono: Chrono) -> None:
     """One line of training metrics, to the files and the terminal."""
-    seeds = by_seed(experiment.executor.gather(metrics))
+    shown = tuple({name: x for name, x in block.items() if name != "finite"} for block in metrics)
+    seeds = by_seed(experiment.executor.gather(shown))
     rate = float(experiment.schedule(step - 1))
     epoch = step / experiment.steps_per_epoch
     recorder.write(step, "train", seeds, epoch=epoch, learning_rate=rate)
@@ -171,7 +178,7 @@ def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Rec
 
 def _test(
     step: int, state: TrainState, config: ConfigDict, experiment: Experiment, recorder: Recorder
-) -> Sequence[Sequence[Mapping[str, float]]]:
+) -> Sequence[Blocks]:
     """Evaluates every exit, for each seed, and writes it to the files and the terminal."""
     seeds = building.evaluate(experiment, state, config)
     recorder.write(step, "test", seeds)
@@ -181,12 +188,9 @@ def _test(
 
 def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:
     """What is about to be trained."""
-    units = sum(p["network"] for p in about["parameters"])
-    heads = sum(p["head"] for p in about["parameters"])
     stages = f", in stages from blocks {about['stages']}" if len(about["stages"]) > 1 else ""
     print(
-        f"{config.rule.name} on {config.model.name}, {config.dataset}: {about['units']} units in "
-        f"{len(about['parameters'])} blocks (cuts {about['cuts']}), {units:,} parameters, {heads:,} in heads; "
+        f"{config.rule.name} on {config.model.name}, {config.dataset}: {size_of(about)}; "
         f"{about['num_steps']} steps of {config.batch_size}{stages}",
         flush=True,
     )

@@ -1,19 +1,23 @@
 """A run's directory, and the ``config.json`` that says whose it is."""
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments import processes
-from experiments.cli import UserError
+from experiments.cli import UserError, saving
 from experiments.record import write_json
 
 _FILE = "config.json"
 # Fields that may change when a run goes on: they hardly touch its results, and machines differ.
-_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel", "workers")
+_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel", "workers", "on_divergence")
 # Fields that runs of older versions do not have.
 _ADDED = {
     "executor": "fused",
@@ -24,24 +28,50 @@ _ADDED = {
     "workers": 0,
     "augment": True,
     "start_from": "",
+    "on_divergence": "stop",
 }
 
 
-def claim(workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Makes the directory this config's own, or finds that it is already.
+@contextmanager
+def claimed(
+    workdir: Path, config: ConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[None]:
+    """Holds the directory for this config's run, which it is already or becomes. No other run can meanwhile.
 
     Raises:
-      UserError: as :func:`check`, or if the directory cannot be written.
+      UserError: as :func:`check`, if another run holds it, or if it cannot be written.
     """
     check(workdir, config)
     processes.together("checked")  # all of them, before any of them writes
-    if holds_run(workdir) or not processes.first():
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / _FILE, {"config": config.to_dict(), "about": about, "environment": environment})
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    with _locked(workdir):
+        check(workdir, config)  # again: it may have been another's until now
+        if processes.first() and not holds_run(workdir):
+            with saving(workdir):
+                write_json(workdir / _FILE, {"config": config.to_dict(), "about": about, "environment": environment})
+        yield
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Process 0 holds a locked file in here. The lock ends with the process, however that ends."""
+    error: UserError | None = None
+    with ExitStack() as held:
+        if processes.first():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context((workdir / "lock").open("a+"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            except BlockingIOError:
+                holder = (workdir / "lock").read_text() or "another process"
+                error = UserError(f"workdir {workdir} is in use by {holder}: give another one, or let that run end")
+            except OSError as raised:
+                error = UserError(f"workdir {workdir} cannot be written: {raised.strerror}")
+        if processes.agreed(error is not None):
+            raise error or UserError(f"process 0 cannot use workdir {workdir}")
+        yield
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -74,6 +104,15 @@ def load_config(workdir: Path) -> ConfigDict:
       UserError: if there is no run in the directory.
     """
     return ConfigDict(_read(workdir)["config"])
+
+
+def load_record(workdir: Path) -> Mapping[str, Any]:
+    """What a run's ``config.json`` holds: ``config``, ``about`` and ``environment``.
+
+    Raises:
+      UserError: if there is no run in the directory.
+    """
+    return _read(workdir)
 
 
 def _read(workdir: Path) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def checkpoint(workdir, config):
         return jax.device_get(checkpoints.restore(4, build(config).init(config)).blocks)
 
 
-@pytest.mark.parametrize("data_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("data_parallel", [False, True])
 def test_a_run_that_goes_on_ends_as_the_whole_one(directory, tmp_path, data_parallel):
     """On one device, with another number of workers, too."""
     c = config(directory, data_parallel=data_parallel)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import processes
+from experiments.cli import DIVERGED, LOST
 from experiments.record import read_history
 from tests.programs import ROOT, assert_one_line_error, program
 
@@ -77,7 +77,7 @@ def test_the_loss_of_a_process_ends_the_other_and_nothing_is_lost(lost, tmp_path
     both[lost].kill()
     _, errors = both[1 - lost].communicate(timeout=120)
     both[lost].communicate()
-    assert both[1 - lost].returncode in (processes.LOST, -signal.SIGABRT)
+    assert both[1 - lost].returncode in (LOST, -signal.SIGABRT)
     assert "start all of them again with the same --workdir" in errors or "another task died" in errors
     both = two(*flags)
     assert any(re.search(r"goes on at step \d*0 of 2000", line) for line in both[0].stdout)
@@ -88,6 +88,19 @@ def test_the_loss_of_a_process_ends_the_other_and_nothing_is_lost(lost, tmp_path
         assert process.returncode == 128 + signal.SIGTERM
     steps = [line["step"] for line in read_history(tmp_path / "metrics.jsonl") if line["split"] == "train"]
     assert steps == list(range(2, steps[-1] + 2, 2))  # neither lost nor repeated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["data_parallel=true", "executor=pipelined"])
+def test_divergence_ends_all_processes(way, tmp_path):
+    """The rate is too high; the first process says which block, and saves the post-mortem."""
+    hopeless = [f"--config.{field}" for field in (way, "learning_rate=1e30", "schedule=constant", "warmup_epochs=0")]
+    both = two(DIGITS, *hopeless, f"--workdir={tmp_path}")
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [DIVERGED, DIVERGED], errors[0] + errors[1]
+    assert re.search(r"^error: block \d+ diverged at step \d+ \(", errors[0], re.MULTILINE)
+    assert "Traceback" not in errors[0] + errors[1]
+    assert list((tmp_path / "postmortem").glob("step_*.npz"))
 
 
 @pytest.mark.parametrize(

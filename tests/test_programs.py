@@ -26,7 +26,14 @@ from tests import pictures
 from tests.programs import ROOT, assert_one_line_error, program
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
-SLOW = {"auglocal_cifar10_resnet110", "auglocal_imagenet", "auglocal_stl10", "auglocal_svhn", "noprop_cifar100"}
+SLOW = {
+    "auglocal_cifar10_resnet110",
+    "man_cifar10",
+    "auglocal_imagenet",
+    "auglocal_stl10",
+    "auglocal_svhn",
+    "noprop_cifar100",
+}
 DIGITS = "--config=experiments/configs/auglocal_digits.py:smoke"
 
 
@@ -92,6 +99,23 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "goes on at step" in again.stdout
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_an_interrupt_while_a_program_imports_shows_no_traceback():
+    command = [sys.executable, "-X", "importtime", "-m", "experiments.train", "--list"]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's jobs ignore it
+    ) as process:
+        assert any(line.endswith("| experiments\n") for line in process.stderr)  # the package; then come all others
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in rest
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
@@ -348,6 +372,15 @@ def test_bad_flags_get_one_line(flags, words):
         ({"rule": {"name": "greedy", "depth": 2}}, r"rule greedy takes no parameters, but the config sets 'depth'"),
         ({"rule": {"depth": 2}}, r"config field rule has no name"),
         ({"model": {"name": "convnet", "strides": (1, 2)}}, r"model convnet: features"),
+        ({"learning_rate": float("nan")}, r"config field learning_rate=nan: expected float"),
+        ({"model": {"name": "mlp", "features": 8}}, r"model mlp: features=8: expected Sequence\[int\]"),
+        ({"model": {"name": "mlp", "features": (8, True)}}, r"model mlp: features=\(8, True\): expected"),
+        (
+            {"model": {"name": "noprop"}, "rule": {"name": "dfa"}},
+            r"which rule dfa cannot read: choose one of backprop, noprop_",
+        ),
+        ({"rule": {"name": "tpsgd", "bound": "3"}}, r"rule tpsgd: bound='3': expected float \| None"),
+        ({"optimizer": {"name": "sgd", "momentum": float("inf")}}, r"optimizer sgd: momentum=inf: expected float"),
         ({"batch_size": 5000}, r"batch size 5000 with 1437 examples"),
         ({"duration": "4 weeks"}, r"duration '4 weeks': write a positive number of epochs or steps"),
         ({"label_smoothing": 1.0}, r"label_smoothing 1.0"),
@@ -370,12 +403,34 @@ def test_bad_configs_get_one_line(changes, message):
         {"duration": 400},
         {"dtype": None},
         {"label_smoothing": "0.1"},
+        {"augment": 1},
+        {"seed": True},
     ],
 )
 def test_fields_of_another_type_get_one_line(change):
     content = {**digits().to_dict(), **change}
     with pytest.raises(UserError, match=rf"config field {next(iter(change))}=.*: expected"):
         build(ConfigDict(content))
+
+
+def test_an_unknown_field_gets_one_line():
+    with pytest.raises(UserError, match=r"unknown config field 'lerning_rate': did you mean 'learning_rate'\?"):
+        build(ConfigDict({**digits().to_dict(), "lerning_rate": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (data.Split(np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, np.int32)), "split train is empty"),
+        (data.Split(np.full((3, 2, 2, 1), 9, np.uint8), np.arange(3, dtype=np.int32)), "labels 0 to 2: 2 classes"),
+        (data.Split(np.full((3, 2, 2, 1), 9, np.uint8), np.zeros(2, np.int32)), "and 2 labels"),
+        (data.Split(np.full((3, 4, 4, 1), 9, np.uint8), np.zeros(3, np.int32)), "give both one shape"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_refused(split, message):
+    good = data.Split(np.full((3, 2, 2, 1), 9, np.uint8), np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match=message):
+        data.InMemory(data.Dataset("digits", 2, split, good))
 
 
 @pytest.mark.parametrize("field", ["warmup_start", "dtype"])

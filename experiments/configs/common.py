@@ -29,6 +29,7 @@ def digits() -> ConfigDict:
             "duration": "12 epochs",
             "eval_every": "1 epochs",
             "log_every": "1 epochs",
+            "on_divergence": "stop",  # or skip (the block's update alone), or rollback (to the last checkpoint)
             "dtype": "float32",
             "executor": "fused",  # fused, streamed, streamed+offload, pipelined
             "stages": 0,  # of the pipelined executor, each on devices of its own; 0 for as many as there can be

@@ -1,6 +1,6 @@
 """Data sets: small ones decoded once and kept on the device, others read and decoded as they are needed."""
 
-from jaxlocal.data.augment import RECIPES, Decoded, Examples, Recipe, prepare_with, recipe
+from jaxlocal.data.augment import RECIPES, Decoded, Examples, Recipe, decoded, prepare_with, recipe
 from jaxlocal.data.inputs import Devices, InMemory, Input
 from jaxlocal.data.order import batch_indices, steps_per_epoch
 from jaxlocal.data.prototypes import prototypes
@@ -22,6 +22,7 @@ __all__ = [
     "Streamed",
     "UnreadableError",
     "batch_indices",
+    "decoded",
     "is_small",
     "load",
     "prepare_with",

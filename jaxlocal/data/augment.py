@@ -101,18 +101,21 @@ def normalise(image: UInt8[Array, "b h w c"], recipe: Recipe) -> Float[Array, "b
     return (image.astype(jnp.float32) - mean) / std
 
 
+def decoded(data: Examples | Decoded) -> Decoded:
+    """The examples of a step, gathered if they lie in a whole split."""
+    return Decoded(data.image[data.chosen], data.label[data.chosen]) if isinstance(data, Examples) else data
+
+
 def prepare_with(recipe: Recipe) -> Prepare:
     """Augments a batch when training, and normalises it; one of :class:`Examples` is gathered first."""
 
     def prepare(data: Examples | Decoded, key: Key, *, train: bool) -> Batch:
-        if isinstance(data, Examples):
-            data = Decoded(data.image[data.chosen], data.label[data.chosen])
-        image = data.image
+        image, label = decoded(data)
         if train:
             crop_key, flip_key = jax.random.split(key)
             image = random_crop(image, crop_key, recipe.pad, recipe.pad_mode) if recipe.pad else image
             image = random_flip(image, flip_key) if recipe.flip else image
         pixels = image.astype(jnp.float32) / 255
-        return Batch(normalise(image, recipe), data.label, pixels)
+        return Batch(normalise(image, recipe), label, pixels)
 
     return prepare

@@ -83,18 +83,41 @@ class Input(Protocol):
         """Every example to evaluate once, in order: how many there are, and their data on the devices."""
 
 
+def _check(dataset: Dataset) -> None:
+    for name, (image, label) in (("train", dataset.train), ("test", dataset.test)):
+        where = f"data set {dataset.name}, split {name}"
+        if not len(label) or 0 in image.shape:
+            raise ValueError(f"{where} is empty: labels {label.shape}, images {image.shape}")
+        if image.dtype != np.uint8 or image.ndim != 4 or len(image) != len(label):
+            raise ValueError(
+                f"{where} has images {image.shape} of {image.dtype} and {len(label)} labels: for each label, give an "
+                "image [h, w, c] of uint8"
+            )
+        if label.min() < 0 or label.max() >= dataset.num_classes:
+            raise ValueError(
+                f"{where} has labels {label.min()} to {label.max()}: {dataset.num_classes} classes count from 0"
+            )
+    if dataset.train.image.shape[1:] != dataset.test.image.shape[1:]:
+        shapes = " and ".join(str(split.image.shape[1:]) for split in (dataset.train, dataset.test))
+        raise ValueError(f"data set {dataset.name} has images of {shapes} in its splits: give both one shape")
+
+
 class InMemory:
     """A decoded data set: the training split stays on the devices, and a step's data say which examples to take.
 
     Args:
       dataset: of :func:`jaxlocal.data.load`, or noise.
       augment: whether training images are cropped and mirrored, where the recipe says so.
+
+    Raises:
+      ValueError: if a split is empty, its images are not bytes (so none is NaN), or a label is of no class.
     """
 
     batch_axes = Examples(None, None, 0)  # type: ignore[arg-type]
     ahead = 0
 
     def __init__(self, dataset: Dataset, *, augment: bool = True) -> None:
+        _check(dataset)
         self.num_classes = dataset.num_classes
         self.image_shape: tuple[int, ...] = dataset.train.image.shape[1:]
         self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)

@@ -68,10 +68,12 @@ class Records(NamedTuple):
     Attributes:
       name: of both.
       source: encoded images and their labels, by index.
+      classes: number of them.
     """
 
     name: str
     source: Any
+    classes: int
 
     def read(self, index: int, box: Callable[[int, int], Box], side: int) -> tuple[np.ndarray, int]:
         """An example: the part of the image that ``box(width, height)`` says, scaled, and the label.
@@ -80,7 +82,7 @@ class Records(NamedTuple):
           ``[side, side, 3]``, 0..255, whatever the image's mode; the label.
 
         Raises:
-          UnreadableError: if the record or the image in it is damaged.
+          UnreadableError: if the record or the image in it is damaged, or the label is of no class (-1: unknown).
         """
         from PIL import Image, UnidentifiedImageError
 
@@ -89,7 +91,10 @@ class Records(NamedTuple):
             with Image.open(io.BytesIO(example["image"])) as opened:
                 image = opened.convert("RGB")
             resized = image.resize((side, side), Image.Resampling.BILINEAR, box(*image.size))
-            return np.asarray(resized), int(example["label"])
+            label = int(example["label"])
+            if not -1 <= label < self.classes:
+                raise ValueError(f"label {label} of {self.classes} classes")
+            return np.asarray(resized), label
         except Exception as error:
             unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address
             reason = "no image" if unknown else next(iter(str(error).splitlines()), type(error).__name__)
@@ -140,6 +145,8 @@ def _stacked(at: np.ndarray, read: Callable[[int], tuple[np.ndarray, int]], side
     for place, index in np.ndenumerate(at):
         if here:
             image[place], label[place] = read(int(index))
+            if label[place] < 0:
+                raise UnreadableError(f"example {index} has no label: it cannot be trained on, or evaluated")
     return Decoded(image, label)  # type: ignore[arg-type]
 
 
@@ -184,10 +191,13 @@ class Streamed:
 
         def records(split: str) -> Records:
             source = tfds_records(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
-            return Records(f"data set {name}, split {split}", source)
+            return Records(f"data set {name}, split {split}", source, builder.info.features["label"].num_classes)
 
         labelled = "test" in builder.info.splits and records("test").read(0, centre_box, 1)[1] >= 0
         self._train, self._test = records("train"), records("test" if labelled else "validation")
+        for split in (self._train, self._test):
+            if not len(split.source):
+                raise ValueError(f"{split.name} is empty")
         self._workers = workers
         self.num_classes: int = builder.info.features["label"].num_classes
         self.image_shape: tuple[int, ...] = (image_size, image_size, 3)

@@ -1,0 +1,105 @@
+"""Faults from outside: another run in the workdir, a kill, damaged files, a full disk; and a run that is watched."""
+
+import random
+import shutil
+from contextlib import closing
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import faults
+from experiments.checkpoint import Checkpoints
+from experiments.cli import NOT_SAVED, NotSavedError, UserError
+from experiments.faults import Outcome, small
+from experiments.training import train_and_evaluate
+from experiments.workdir import claimed
+from jaxlocal.executors import TrainState
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("faults") / "whole"
+    outcome = Outcome(small(), workdir)
+    assert outcome.code == 0, outcome.errors
+    return workdir
+
+
+def test_a_second_run_in_the_workdir_is_refused(tmp_path):
+    config = small()
+    with claimed(tmp_path, config, {}, {}):
+        with pytest.raises(UserError, match=r"is in use by process \d+ on .*: give another one"):
+            train_and_evaluate(config, tmp_path)
+        assert not (tmp_path / "checkpoints").exists()
+    with claimed(tmp_path, config, {}, {}):  # whose it is again
+        pass
+
+
+@pytest.mark.slow
+def test_the_lock_ends_with_a_killed_run(whole, tmp_path):
+    workdir = tmp_path / "killed"
+    shutil.copytree(whole, workdir)
+    assert Outcome(small(), workdir, after=2).code in (-9, 0)
+    assert Outcome(small(), workdir).code == 0
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_if_nothing_had_happened(whole, tmp_path):
+    found = faults.kills(3, whole, tmp_path / "killed", random.Random(0))
+    assert (found["injected"], found["lost"]) == (3, 0)
+
+
+@pytest.mark.slow
+def test_files_that_may_not_grow_end_the_run_in_one_line(whole, tmp_path):
+    """Nothing is overwritten: without the limit the run goes on, and ends as if there had been none."""
+    found = faults.limits(2, whole, tmp_path / "limited", random.Random(0))
+    assert found["lost"] == 0
+    assert set(found["codes"]) <= {0, 2, NOT_SAVED}
+
+
+@pytest.mark.parametrize("shapes", [{"w": (4, 3)}, {"v": (2, 3)}, {"w": (2, 3), "v": (1,)}])
+def test_a_checkpoint_of_another_version_of_the_code_is_refused(tmp_path, shapes):
+    """One line, and it stays where it is."""
+
+    def state(shapes: dict) -> TrainState:
+        arrays = {name: jnp.ones(shape) for name, shape in shapes.items()}
+        return TrainState(jnp.zeros((), jnp.int32), jax.random.key(0), (arrays,))
+
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, state({"w": (2, 3)}))
+    with (
+        closing(Checkpoints(tmp_path)) as checkpoints,
+        pytest.raises(UserError, match=r"no checkpoint is intact, .*checkpoints/1 cannot be restored: ") as raised,
+    ):
+        checkpoints.resume(state(shapes))
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / "checkpoints" / "1").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_in_one_line(tmp_path, monkeypatch):
+    """As Orbax has it when a disk is full; what was saved before is there."""
+    state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(0), ({"w": jnp.ones(3)},))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+
+    def full(*args, **kwargs):
+        raise ValueError("DATA_LOSS: Failed to write 9 bytes to file 7: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(NotSavedError, match=r"cannot be written: No space left on device; step 1 is intact") as raised:
+        checkpoints.save(2, state)
+    assert raised.value.code == NOT_SAVED
+    checkpoints.close()
+
+
+@pytest.mark.slow
+def test_every_file_of_a_checkpoint_may_be_damaged(whole, tmp_path):
+    found = faults.cuts(whole, tmp_path / "cut")
+    assert found["injected"] > 20
+    assert found["lost"] == 0
+
+
+@pytest.mark.slow
+def test_a_long_run_does_not_grow(tmp_path):
+    assert faults.soak(2000, tmp_path)["lost"] == 0
