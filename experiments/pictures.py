@@ -1,25 +1,29 @@
-"""Pictures of runs."""
+"""Pictures of runs: figures by themselves, which no display and no backend need to know of."""
 
+import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from experiments.cost import MIB
 from experiments.summary import Row
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import ScalarFormatter
+Numbers = Sequence[float] | np.ndarray
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 
 
 def comparison(rows: Mapping[str, Row], path: Path) -> None:
     """Two panels: test error against the memory of a step; test error over the steps, a band over the seeds."""
-    figure, (trade, curves) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    colours = plt.get_cmap("tab20")
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    trade, curves = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["tab20"]
     for i, (name, row) in enumerate(rows.items()):
         memory, error = row.cost.temporaries / MIB, float(np.mean(row.errors))
         spread = float(np.std(row.errors, ddof=1)) if len(row.errors) > 1 else 0.0
@@ -40,7 +44,6 @@ def comparison(rows: Mapping[str, Row], path: Path) -> None:
     for ax in (trade, curves):
         ax.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 class Point(NamedTuple):
@@ -64,10 +67,9 @@ def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, pa
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     height = max(5.0, 0.16 * max(map(len, panels.values())))  # the legend has a line for each point
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(9 * columns, height * rows), layout="constrained", squeeze=False
-    )
-    colours = plt.get_cmap("tab20")
+    figure = Figure(figsize=(9 * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    colours = matplotlib.colormaps["tab20"]
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax, (title, points) in zip(axes.flat, panels.items(), strict=False):
@@ -87,12 +89,12 @@ def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, pa
         ax.grid(alpha=0.3, which="both")
         ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def scaling(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
     """Speed-up over the number of devices, a line for each way to use them."""
-    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    ax = figure.subplots()
     for name, points in curves.items():
         ax.plot(*zip(*points, strict=True), marker=".", label=name)
     most = max((n for points in curves.values() for n, _ in points), default=1)
@@ -103,4 +105,95 @@ def scaling(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> No
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+
+
+def lines(
+    curves: Mapping[str, tuple[Numbers, Numbers]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log: bool = False,
+    marker: str = ".",
+) -> Figure:
+    """A line for each of some named curves, ``(x, y)``; in order of depth where there are many.
+
+    Args:
+      curves: by name, which the legend has if there are several.
+      xlabel: of the horizontal axis.
+      ylabel: of the vertical axis.
+      log: whether the vertical axis is logarithmic; it is not where a value is zero or below.
+      marker: of every point.
+    """
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    ax = figure.subplots()
+    colours = matplotlib.colormaps["viridis" if len(curves) > 3 else "tab10"]
+    log = log and not any(np.any(np.asarray(y, float) <= 0) for _, y in curves.values())
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        colour = colours(0.92 * i / (len(curves) - 1)) if len(curves) > 3 else colours(i)
+        ax.plot(x, y, marker=marker, markersize=4, linewidth=1.3, color=colour, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    if log:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(alpha=0.3)
+    if len(curves) > 1:
+        columns = 1 if max(map(len, curves)) > 20 else min(4, len(curves))
+        figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def exits(steps: Numbers, errors: np.ndarray) -> Figure:
+    """Test error at every exit over the steps of training; ``errors`` is ``[steps, exits]``, in percent."""
+    curves = {f"exit {i + 1}": (steps, column) for i, column in enumerate(errors.T)}
+    return lines(curves, "step", "test error (%)", log=True)
+
+
+def bars(values: Numbers, xlabel: str, ylabel: str) -> Figure:
+    """A bar for each block; none where there is no value."""
+    names = [str(i) for i in range(len(values))]
+    figure = Figure(figsize=(max(4.5, 0.4 * len(names)), 3.6), layout="constrained")
+    ax = figure.subplots()
+    drawn = ax.bar(names, values, color="#6f9bd1")
+    ax.bar_label(drawn, [f"{x:.2g}" if math.isfinite(x) else "none" for x in values], fontsize=7, padding=2)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.axhline(0, color="0.4", linewidth=0.8)
+    ax.margins(y=0.12)
+    ax.grid(alpha=0.3, axis="y")
+    return figure
+
+
+def matrix(values: np.ndarray, xlabel: str, ylabel: str, bar: str, *, form: str = ".2f", most: float = 1.0) -> Figure:
+    """A square for each pair, with its number where there is room; from 0 (light) to ``most`` (dark)."""
+    rows, columns = values.shape
+    figure = Figure(figsize=(2.2 + 0.36 * columns, 1.6 + 0.36 * rows), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(values, cmap="Blues", vmin=0, vmax=most)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    for setter, n in ((ax.set_xticks, columns), (ax.set_yticks, rows)):
+        setter(range(0, n, 1 if n <= 20 else n // 10))
+    if max(rows, columns) <= 20:
+        for (row, column), value in np.ndenumerate(values):
+            if math.isfinite(value) and value:
+                colour = "white" if value > 0.6 * most else "0.2"
+                ax.text(column, row, format(value, form), ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, label=bar, shrink=0.85)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture as ``.png`` and as ``.svg``."""
+    figure.savefig(path.with_suffix(".png"), dpi=130)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def inline(figure: Figure) -> str:
+    """A picture as an SVG element, for a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return embedded(text.getvalue())
+
+
+def embedded(svg: str) -> str:
+    """The element of an SVG file, without the names of its groups, which a page of several has once only."""
+    return re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])

@@ -1,5 +1,6 @@
 """Cuts that fit a memory budget: candidates are built and compiled as in training, until one fits."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from experiments.build import DTYPES, build, parse_memory
+from experiments.build import DTYPES, Experiment, build, parse_memory
 from experiments.cli import UserError, user_input
 from experiments.cost import MIB, Cost, examples_of_a_device, flops_of, of_programs, resident_bytes
 from experiments.registry import MODELS, make, make_rule, parse_calls
@@ -84,6 +85,20 @@ class UnitCost(NamedTuple):
     output: tuple[int, ...]
     temporaries: int
     unit: float
+    head: float
+
+
+class BlockCost(NamedTuple):
+    """A block's update as a program of its own.
+
+    Attributes:
+      temporaries: bytes.
+      units: floating-point operations per example, of the update without the head.
+      head: likewise, of the head.
+    """
+
+    temporaries: int
+    units: float
     head: float
 
 
@@ -291,21 +306,16 @@ def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
     """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head."""
     cutter = Cutter(config, dataset.num_classes)
     b, dtype = config.batch_size, DTYPES[config.dtype]
-    image = jax.ShapeDtypeStruct((b, *dataset.image_shape), jnp.float32)
-    label, carry = jax.ShapeDtypeStruct((b,), jnp.int32), image
+    batch = _abstract_batch(b, dataset.image_shape)
+    carry: Carry = batch.image
     found: list[UnitCost] = []
     known: dict[Any, tuple[UnitCost, Carry]] = {}  # by structure: what it costs, and its output
-
-    def alone(block: Block, carry: Carry) -> Program:
-        batch: Any = Batch(carry, label, image)  # type: ignore[arg-type]
-        executor = streamed((block,), chain(), _OPTIMIZER, dtype=dtype)
-        return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), batch), batch)[-1]
 
     for unit, head in zip(cutter.units, cutter.heads, strict=True):
         block = Block((unit,), head._replace(sync=no_sync), cutter.remat)
         same = (block, carry.shape, carry.dtype)
         if same not in known:
-            whole, bare = alone(block, carry), alone(block._replace(objective=_NO_HEAD), carry)
+            whole, bare = (_alone(x, carry, batch, dtype) for x in (block, block._replace(objective=_NO_HEAD)))
             both, own = (flops_of(program.lowered) / b for program in (whole, bare))
             out = abstract(whole.lowered.out_info[1])
             cost = UnitCost(type(unit).__name__, out.shape[1:], _compiled(whole).temporaries, own, both - own)
@@ -315,12 +325,42 @@ def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
     return tuple(found)
 
 
+def block_costs(experiment: Experiment, config: ConfigDict) -> tuple[BlockCost, ...]:
+    """Each block of one seed as a program of its own, as the streamed executor compiles it; nothing is run."""
+    b, dtype = config.batch_size, DTYPES[config.dtype]
+    batch, key = _abstract_batch(b, experiment.dataset.image_shape), jax.random.key(0)
+    found: list[BlockCost] = []
+    carry: Carry = None
+    for i, block in enumerate(experiment.blocks):
+        feed = functools.partial(experiment.feed, i, train=True)
+        carry = jax.eval_shape(feed, carry, batch, key)
+        block = block._replace(objective=block.objective._replace(sync=no_sync))
+        whole, bare = (_alone(x, carry, batch, dtype) for x in (block, block._replace(objective=_NO_HEAD)))
+        both, own = (flops_of(program.lowered) / b for program in (whole, bare))
+        found.append(BlockCost(_compiled(whole).temporaries, own, both - own))
+        carry = whole.lowered.out_info[1]
+    return tuple(found)
+
+
+def _abstract_batch(size: int, image_shape: tuple[int, ...]) -> Any:
+    image = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
+    return Batch(image, jax.ShapeDtypeStruct((size,), jnp.int32), image)  # type: ignore[arg-type]
+
+
+def _alone(block: Block, carry: Carry, batch: Any, dtype: Any) -> Program:
+    """The update of a block as the first of a network, on inputs like ``carry``."""
+    fed = batch._replace(image=carry)
+    executor = streamed((block,), chain(), _OPTIMIZER, dtype=dtype)
+    return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
+
+
 _OPTIMIZER = optax.sgd(0.1)  # one for all, so that equal blocks are traced once
 
 
 def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
     del variables, batch, key, train
-    return ObjectiveOut(jnp.mean(carry.astype(jnp.float32)), {}, {}, None)
+    floating = [x for x in jax.tree.leaves(carry) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return ObjectiveOut(sum((jnp.mean(x.astype(jnp.float32)) for x in floating), jnp.zeros(())), {}, {}, None)
 
 
 _NO_HEAD = headless(_silent)

@@ -1,14 +1,52 @@
-"""What several runs of a rule came to, and the table that rules stand side by side in."""
+"""What a run came to, and several of a rule; the table that rules stand side by side in."""
 
 import math
 import re
+import signal
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.cost import MIB, Cost
-from experiments.training import Results
+from experiments.record import Blocks, tested
+
+
+class Results(NamedTuple):
+    """What a run came to. A notebook shows it as a table of its exits.
+
+    Attributes:
+      workdir: where its files are.
+      history: the lines of ``metrics.jsonl``.
+      about: cuts and parameter counts, as in ``config.json``.
+      seeds: for each seed, the metrics of each exit on the test split; empty if stopped
+        before any evaluation.
+      stopped_by: the signal that ended the run early; None if it ran to its end.
+    """
+
+    workdir: Path
+    history: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any]
+    seeds: Sequence[Blocks]
+    stopped_by: signal.Signals | None
+
+    def __repr__(self) -> str:
+        """The table; the history would fill pages."""
+        errors = np.array([exit_errors(exits) for exits in self.seeds])  # [seeds, exits]
+        rows = [("exit", "test error %"), *((str(i + 1), spread(exit)) for i, exit in enumerate(errors.T))]
+        ended = f"; stopped by {self.stopped_by.name}" if self.stopped_by else ""
+        return f"{aligned(rows)}\n\n{size_of(self.about)}{ended}"
+
+    def _repr_markdown_(self) -> str:
+        return repr(self)
+
+    def plot(self) -> Figure:
+        """Test error at every exit over the steps of training; a notebook under ``%matplotlib inline`` shows it."""
+        from experiments import pictures  # it draws what is defined here
+
+        return pictures.exits(*errors_over_time(self.history))
 
 
 class Row(NamedTuple):
@@ -44,6 +82,13 @@ def exit_errors(blocks: Sequence[Mapping[str, float]]) -> list[float]:
     return [100 * (1 - x) for x in accuracies]
 
 
+def errors_over_time(history: Sequence[Mapping[str, Any]]) -> tuple[list[int], np.ndarray]:
+    """When the test split was evaluated, and the error at every exit, mean over seeds: ``[steps, exits]``, percent."""
+    steps = sorted({line["step"] for line in history if line["split"] == "test"})
+    means = [np.mean([exit_errors(exits) for exits in tested(history, step)], axis=0) for step in steps]
+    return steps, np.array(means)
+
+
 def summarise(runs: Sequence[Results], cost: Cost, speed: float) -> Row:
     """One row of the table."""
     seeds = [exits for run in runs for exits in run.seeds]
@@ -68,8 +113,17 @@ def _error(line: Mapping[str, Any]) -> float:
     return math.nan if accuracy is None else 100 * (1 - accuracy)
 
 
+def size_of(about: Mapping[str, Any]) -> str:
+    """Units, blocks and parameters, in words."""
+    units, heads = (sum(block[part] for block in about["parameters"]) for part in ("network", "head"))
+    blocks = f"{len(about['parameters'])} blocks (cuts {about['cuts']})"
+    return f"{about['units']} units in {blocks}, {units:,} parameters, {heads:,} in heads"
+
+
 def spread(errors: Sequence[float]) -> str:
-    """Mean and sample standard deviation."""
+    """Mean and sample standard deviation; a dash if there are no numbers."""
+    if np.any(np.isnan(errors)):
+        return "-"
     mean = f"{np.mean(errors):.2f}"
     return f"{mean} ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else mean
 
@@ -105,6 +159,18 @@ def table(rows: Mapping[str, Row]) -> str:
             )
         )
     return aligned(cells)
+
+
+def side_by_side(results: Mapping[str, Results]) -> str:
+    """What runs came to, by name, as a Markdown table: exits and what heads hold, without what was not measured."""
+    rows = [("rule", "blocks", "in heads", "first exit, error %", "best exit, error %", "last exit, error %")]
+    for name, result in results.items():
+        means = np.mean([exit_errors(exits) for exits in result.seeds], axis=0)
+        best = int(np.nanargmin(means))
+        heads = sum(block["head"] for block in result.about["parameters"])
+        errors = (f"{means[0]:.2f}", f"{means[best]:.2f} (exit {best + 1})", f"{means[-1]:.2f}")
+        rows.append((name, str(len(result.about["parameters"])), f"{heads:,}", *errors))
+    return aligned(rows)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

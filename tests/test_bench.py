@@ -24,6 +24,7 @@ def cells(table: str) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
+@pytest.mark.slow
 def test_memory_compiles_each_case_once(tmp_path):
     """A refused case is a line; what is known is not measured again; a line cut short is."""
     given = [*TINY, "--rules=dgl,auglocal(depth=7)", "--executors=streamed", f"--workdir={tmp_path}"]

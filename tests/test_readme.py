@@ -19,3 +19,8 @@ def test_links_lead_somewhere():
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_package_has_a_page_in_the_reference():
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "jaxlocal").rglob("__init__.py")}
+    assert packages <= {page.stem for page in (ROOT / "docs" / "api").glob("*.rst")}

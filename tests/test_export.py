@@ -1,0 +1,139 @@
+"""In and out: an exported network is the trained one; predictions on files are those on arrays; weights of others."""
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from safetensors.numpy import save_file
+
+from experiments import export, import_reference, predict
+from experiments.build import build
+from experiments.cli import UserError
+from experiments.configs import common
+from experiments.reference import Layout, to_reference, value
+from experiments.registry import parse_calls
+from experiments.trained import restore
+from experiments.training import train_and_evaluate
+from jaxlocal import data
+from jaxlocal.variables import pick
+from tests.programs import assert_one_line_error, program
+
+
+def smoke(rule: str, model: dict) -> ConfigDict:
+    config = common.finish(common.digits(), "smoke")
+    config.model, config.rule = ConfigDict(model), ConfigDict(parse_calls(rule, "rule")[rule])
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    train_and_evaluate(smoke("greedy", {"name": "mlp", "features": (8, 8, 8)}), path)
+    return path
+
+
+@pytest.mark.slow
+def test_an_exported_network_is_the_trained_one(workdir, tmp_path):
+    done = program("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    run = restore(workdir)
+    parts = export.load(tmp_path / "model")
+    assert parts.keys() == {"unit_0", "unit_1", "unit_2", "classifier"}  # and no auxiliary head
+    for i, block in enumerate(run.state.blocks):
+        jax.tree.map(np.testing.assert_array_equal, parts[f"unit_{i}"], pick(block.variables, "unit_0"))
+    jax.tree.map(np.testing.assert_array_equal, parts["classifier"], pick(run.state.blocks[-1].variables, "head"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        again = checkpointer.restore((tmp_path / "model" / "orbax").absolute(), parts)
+    jax.tree.map(np.testing.assert_array_equal, parts, again)
+    text = (tmp_path / "model" / "README.md").read_text()
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"{100 * (1 - last['accuracy'][-1]):.2f}" in text
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dataset"] == "digits"
+    assert_one_line_error(program("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}"), "is not empty")
+
+
+def test_a_damaged_export_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no exported network in"):
+        export.load(tmp_path)
+    (tmp_path / export.WEIGHTS).write_bytes(b"\xff" * 20)
+    with pytest.raises(UserError, match="no exported network in"):
+        export.load(tmp_path)
+
+
+def test_files_are_predicted_as_the_test_split_is(workdir, tmp_path):
+    images = data.load("digits").test.image[:3]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[:, :, 0]).save(path)
+    run = restore(workdir)
+    exits = predict.predict(run, images)
+    assert exits.shape == (3, 3, 10)
+    np.testing.assert_allclose(exits.sum(-1), 1, atol=1e-5)
+    done = program("predict", f"--workdir={workdir}", *map(str, paths))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["class"] for line in lines] == list(np.argmax(exits[-1], -1))
+    assert [line["exits"] for line in lines] == np.argmax(exits, -1).T.tolist()
+
+
+def test_an_image_of_any_size_and_mode_is_fitted(tmp_path):
+    wide = np.zeros((10, 30), np.uint8)
+    wide[:, 10:20] = 200  # the middle square
+    Image.fromarray(wide).convert("RGBA").save(tmp_path / "wide.png")
+    assert np.all(predict.read(tmp_path / "wide.png", (4, 4, 3)) == 200)
+    assert predict.read(tmp_path / "wide.png", (5, 5, 1)).shape == (5, 5, 1)
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("text.png", "missing.png"):
+        with pytest.raises(UserError, match=f"image .*{name}"):
+            predict.read(tmp_path / name, (4, 4, 3))
+
+
+@pytest.mark.parametrize("rule", ["auglocal(depth=1)", "man(dgl)"])
+def test_reference_weights_come_to_where_parity_puts_them(rule, tmp_path):
+    """A file of the values that golden files mean by their names; each arrives under the name's path."""
+    config = smoke(rule, {"name": "resnet", "depth": 8, "width": 4})
+    experiment = build(config)
+    state = experiment.init(config)
+    layout, tensors, expected = Layout(1), {}, []
+    for i, (block, first) in enumerate(zip(state.blocks, (0, *experiment.network.cuts), strict=True)):
+        n, last = len(experiment.blocks[i].units), i == len(state.blocks) - 1
+        names = dict(layout.names(block.variables, i, first, n, is_last=last))
+        for path, name in names.items():
+            x = block.variables
+            for key in path:
+                x = x[key]
+            tensors[name] = value(name, to_reference(np.asarray(x)).shape).astype(np.float32)
+            expected.append((i, path, tensors[name]))
+    counters = {"bn1.num_batches_tracked": np.zeros((), np.int64)}
+    save_file(
+        {f"module.{k}": np.ascontiguousarray(x) for k, x in (tensors | counters).items()}, tmp_path / "a.safetensors"
+    )
+    np.savez(tmp_path / "a.npz", **tensors)
+    for path in (tmp_path / "a.safetensors", tmp_path / "a.npz"):
+        read = import_reference.read(path)
+        assert read.keys() == tensors.keys()
+        new = import_reference.filled(experiment, config, state, read)
+        for i, where, x in expected:
+            found = new.blocks[i].variables
+            for key in where:
+                found = found[key]
+            np.testing.assert_array_equal(to_reference(np.asarray(found)), x)
+    with pytest.raises(UserError, match=r"has no tensor 'fc\.bias'"):
+        import_reference.filled(experiment, config, state, {k: x for k, x in tensors.items() if k != "fc.bias"})
+    with pytest.raises(UserError, match="1 tensors that this network has not, as 'surplus'"):
+        import_reference.filled(experiment, config, state, {**tensors, "surplus": np.zeros(1)})
+    with pytest.raises(UserError, match=r"tensor fc\.bias is of shape"):
+        import_reference.filled(experiment, config, state, {**tensors, "fc.bias": np.zeros(3)})
+
+
+def test_nothing_is_unpickled(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"give a \.safetensors or \.npz file"):
+        import_reference.read(tmp_path / "a.pth")
+    np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="cannot be read"):
+        import_reference.read(tmp_path / "a.npz")

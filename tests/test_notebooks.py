@@ -1,0 +1,89 @@
+"""Notebooks run, in a short form, and their outputs, of the full form, are there for readers."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from experiments.notebook import printing_in_place
+from tests.programs import ROOT
+
+# What takes the place of the cell tagged `parameters`.
+SHORT = {
+    "1_what_a_block_is": "steps = 20",
+    "2_auglocal_and_man": 'dataset, duration, follow = "digits", "20 steps", 5',
+    "3_where_the_memory_goes": "depth, batch_size, blocks, batch_sizes = 8, 64, (1, 4), (32, 64)",
+    "4_write_your_own_rule": 'duration, compared = "3 epochs", ("two_heads", "backprop")',
+    "5_learning_without_backprop": ('layers, denoising, steps, denoisers = "2 epochs", "2 epochs", 3, ("noprop_dt",)'),
+}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def parameters(notebook) -> nbformat.NotebookNode:
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    return cell
+
+
+def execute(notebook, monkeypatch) -> list[nbformat.NotebookNode]:
+    """Runs it where notebooks are, as a user does; returns the outputs of all cells. A cell that raises is an error."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    resources = {"metadata": {"path": ROOT / "notebooks"}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@every_notebook
+def test_outputs_are_saved_in_order(path):
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+@every_notebook
+def test_outputs_name_no_directory(path):
+    """Of the machine that they were made on."""
+    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
+    texts = [output.get("text") or output.data.get("text/plain", "") for output in outputs]
+    assert not re.search(r"/(tmp|home|root|var|usr)\b", "\n".join(texts))
+
+
+@every_notebook
+def test_the_short_form_sets_what_the_full_form_sets(path):
+    def names(source: str) -> set[str]:
+        return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+    assert names(parameters(nbformat.read(path, 4)).source) == names(SHORT[path.stem])
+
+
+@pytest.mark.slow
+@every_notebook
+def test_a_notebook_runs(path, monkeypatch):
+    notebook = nbformat.read(path, 4)
+    parameters(notebook).source = SHORT[path.stem]
+    execute(notebook, monkeypatch)
+
+
+def test_a_run_prints_in_one_place(monkeypatch):
+    """In a notebook; what was printed before stays."""
+    source = """
+from experiments.notebook import printing_in_place
+print("before", flush=True)
+with printing_in_place():
+    print("first")
+    print("second", flush=True)
+print("after", flush=True)
+"""
+    before, place, after = execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), monkeypatch)
+    assert (before.text, place.data["text/plain"], after.text) == ("before\n", "second", "after\n")
+
+
+def test_a_program_prints_every_line(capsys):
+    with printing_in_place():
+        print("first")
+        print("second")
+    assert capsys.readouterr().out == "first\nsecond\n"
