@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-short test test-slow lint types clean
+.PHONY: demo demo-short test test-slow lint types docs clean
 
 demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
@@ -27,8 +27,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+docs: $(READY)  ## the site, in docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --conf-dir docs . docs/_build/html
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
