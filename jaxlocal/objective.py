@@ -6,7 +6,9 @@ hyper-parameters; combinators take and return objectives, so they chain.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -93,6 +95,24 @@ def no_sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
     """The ``sync`` of objectives that do not look at the next block."""
     del peer, start
     return variables
+
+
+_isolating: ContextVar[bool] = ContextVar("isolating", default=True)
+
+
+def isolated(carry: Carry) -> Carry:
+    """The carry itself, which gradients do not pass; but within :func:`end_to_end` they do."""
+    return jax.lax.stop_gradient(carry) if _isolating.get() else carry
+
+
+@contextmanager
+def end_to_end() -> Iterator[None]:
+    """What is traced in here is not isolated: diagnostics compare a rule with the gradient that it does without."""
+    token = _isolating.set(False)
+    try:
+        yield
+    finally:
+        _isolating.reset(token)
 
 
 # Equal arguments give the same objective, so that blocks of equal structure are equal
@@ -214,7 +234,7 @@ def detached(inner: LocalObjective) -> LocalObjective:
     """Trains the inner objective's head alone: its gradient does not reach the block."""
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
-        return inner.apply(variables, jax.lax.stop_gradient(carry), batch, key, train=train)
+        return inner.apply(variables, isolated(carry), batch, key, train=train)
 
     return inner._replace(apply=apply)
 

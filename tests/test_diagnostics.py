@@ -9,6 +9,8 @@ from sklearn.metrics import confusion_matrix
 
 from jaxlocal import diagnostics, rules
 from jaxlocal.block import BlockState
+from jaxlocal.heads import Classifier
+from jaxlocal.losses import cross_entropy
 from jaxlocal.variables import apply_module, pick
 from tests import toy
 
@@ -125,6 +127,36 @@ def test_the_last_block_is_aligned_and_the_others_are_not():
     cosines = diagnostics.alignment(made.blocks, made.feed, made.state, made.batch, dtype=DTYPE)
     assert cosines[-1] == pytest.approx(1, abs=1e-5)
     assert np.all(np.abs(cosines[:-1]) < 0.95)
+
+
+def test_feedback_and_targets_are_held_against_the_true_gradient():
+    """Isolation is lifted for it: DFA's, and that of an output layer; the local gradients stay what they are."""
+    for rule in (rules.dfa(), rules.tpsgd(), rules.deep_supervision(rules.greedy())):
+        made = toy.make(rule)
+        _, whole = gradients(made)
+        cosines = diagnostics.alignment(made.blocks, made.feed, made.state, made.batch, dtype=DTYPE)
+        assert np.all(np.abs(cosines) < 0.99)  # none minimises the last exit's loss alone
+        assert all(np.any(leaf) for leaf in jax.tree.leaves(whole))
+
+
+def test_the_end_to_end_gradient_of_dfa_is_that_of_the_bare_units():
+    made = toy.make(rules.dfa())
+    _, (whole,) = gradients(made)
+    (block,), (own,) = made.blocks, made.state.blocks
+    head = Classifier(10)
+
+    def loss(params):
+        x = made.batch.image
+        for j, unit in enumerate(block.units):
+            variables = pick(
+                pick({**own.variables, "params": {**own.variables["params"], **params}}, f"unit_{j}"), "unit"
+            )
+            x, _ = apply_module(unit.unit, variables, x, jax.random.key(0), train=True)
+        logits, _ = apply_module(head, pick(pick(own.variables, "head"), "output"), x, jax.random.key(0), train=True)
+        return jnp.mean(cross_entropy(logits, made.batch.label))
+
+    params = {f"unit_{j}": own.variables["params"][f"unit_{j}"] for j in range(len(block.units))}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, jax.grad(loss)(params))
 
 
 @pytest.mark.parametrize("rule", [rules.dgl(), rules.dfa(), rules.deep_supervision(rules.greedy())])

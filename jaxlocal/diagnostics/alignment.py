@@ -12,7 +12,8 @@ from jaxlocal.block import Block
 from jaxlocal.executors.loop import step_keys
 from jaxlocal.executors.state import TrainState
 from jaxlocal.feed import Feed
-from jaxlocal.objective import Batch, Carry
+from jaxlocal.losses import Loss, cross_entropy
+from jaxlocal.objective import Batch, Carry, end_to_end
 from jaxlocal.variables import cast, cast_floating, split
 
 
@@ -39,29 +40,40 @@ def local_gradients(
 
 
 def end_to_end_gradients(
-    blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any
+    blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any, loss: Loss = cross_entropy
 ) -> tuple[Any, ...]:
-    """The gradient of the last block's loss for the units of every block, as if there were no cuts.
+    """The gradient of the loss at the last exit for the units of every block, as if nothing were isolated.
 
-    The randomness is that of :func:`local_gradients`, and so are the arguments.
+    The randomness is that of :func:`local_gradients`.
+
+    Args:
+      blocks: of the network.
+      feed: of the rule.
+      state: of one seed.
+      batch: the examples.
+      dtype: of the computation.
+      loss: ``(logits, labels) -> [b]``, of the classes that the last block predicts; if it predicts none,
+        gradients are zero.
     """
     keys = step_keys(state.key, state.step, len(blocks)).blocks
 
-    def loss(params: tuple[Any, ...]) -> Array:
+    def value(params: tuple[Any, ...]) -> Array:
         carry: Carry = None
         for i, (block, own) in enumerate(zip(blocks, state.blocks, strict=True)):
             feed_key, block_key = keys[i]
             carry = feed(i, carry, batch, feed_key, train=True)
             variables = {**split(own.variables)[1], "params": {**split(own.variables)[0], **params[i]}}
             if i == len(blocks) - 1:
-                return block_lib.run(block, variables, carry, batch, block_key, train=True, dtype=dtype)[1].loss
+                logits = block_lib.run(block, variables, carry, batch, block_key, train=True, dtype=dtype)[1].logits
+                return jnp.zeros(()) if logits is None else jnp.mean(loss(logits, batch.label))
             units_key, _ = jax.random.split(block_key)
             carry, _ = block_lib.forward(
                 block, cast(variables, dtype), cast_floating(carry, dtype), units_key, train=True
             )
         raise ValueError("a network has one block at least")
 
-    return jax.grad(loss)(tuple(_of_units(split(own.variables)[0]) for own in state.blocks))
+    with end_to_end():
+        return jax.grad(value)(tuple(_of_units(split(own.variables)[0]) for own in state.blocks))
 
 
 def cosine(a: Any, b: Any) -> Float[Array, ""]:
@@ -74,11 +86,13 @@ def cosine(a: Any, b: Any) -> Float[Array, ""]:
     return product(a, b) / jnp.sqrt(product(a, a) * product(b, b))
 
 
-def alignment(blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any) -> Float[Array, "K"]:
+def alignment(
+    blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any, loss: Loss = cross_entropy
+) -> Float[Array, "K"]:
     """The cosine between each block's local gradient and the end-to-end gradient of the same units.
 
-    It is 1 for the last block, whose loss is the network's, and so for backprop. It is NaN where no gradient goes
-    from the last loss to a block, as under NoProp.
+    It is 1 for a last block that minimises this very loss, and so for backprop. It is NaN where no gradient goes
+    from the last exit to a block, as under NoProp.
 
     Args:
       blocks: of the network.
@@ -86,9 +100,11 @@ def alignment(blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Bat
       state: of one seed.
       batch: the examples.
       dtype: of the computation.
+      loss: of the last exit, as in :func:`end_to_end_gradients`.
     """
-    both = (f(blocks, feed, state, batch, dtype=dtype) for f in (local_gradients, end_to_end_gradients))
-    return jnp.stack([cosine(local, whole) for local, whole in zip(*both, strict=True)])
+    local = local_gradients(blocks, feed, state, batch, dtype=dtype)
+    whole = end_to_end_gradients(blocks, feed, state, batch, dtype=dtype, loss=loss)
+    return jnp.stack([cosine(a, b) for a, b in zip(local, whole, strict=True)])
 
 
 def _of_units(tree: Any) -> Any:

@@ -23,6 +23,7 @@ from jaxlocal.objective import (
     LocalObjective,
     ObjectiveOut,
     detached,
+    isolated,
     no_sync,
     random_projection,
     readout,
@@ -44,7 +45,7 @@ class Isolated(nn.Module):
     def __call__(self, carry: Array | tuple[Array, ...], *, train: bool) -> tuple[Array, ...]:
         outputs = carry if isinstance(carry, tuple) else ()
         x = outputs[-1] if outputs else carry
-        return (*outputs, self.unit(jax.lax.stop_gradient(x), train=train))
+        return (*outputs, self.unit(isolated(x), train=train))
 
 
 def _feedback(num_classes: int, loss: Loss, sign: bool) -> LocalObjective:
