@@ -22,7 +22,6 @@ from jaxlocal.rule import LocalRule, Remat
 from jaxlocal.variables import (
     Key,
     Variables,
-    all_finite,
     apply_module,
     cast,
     cast_floating,
@@ -270,7 +269,10 @@ def update(
     leaves, structure = jax.tree.flatten(gradient)
     # One by one: a barrier over all of them, or none, lets the compiler put gradients off and keep what they need.
     squared = [jax.lax.optimization_barrier((leaf, jnp.sum(leaf * leaf))) for leaf in leaves]
-    finite = all_finite((out.loss, [square for _, square in squared], out.mutated))
+    statistics = [jnp.sum(x * x) for x in jax.tree.leaves(out.mutated)]
+    finite = jnp.isfinite(
+        out.loss + sum(statistics) + sum(square for _, square in squared)
+    )  # one scalar: quick to compile
     gradient = jax.tree.unflatten(structure, [leaf for leaf, _ in squared])
     params, rest = split(state.variables)
     updates, opt_state = optimizer.update(gradient, state.opt_state, params)

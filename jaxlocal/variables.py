@@ -77,12 +77,6 @@ def alike(a: Any, b: Any) -> bool:
     return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """Whether no floating-point leaf of a pytree holds NaN or infinity: a scalar bool."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats]))
-
-
 def abstract(x: Any) -> Any:
     """Shape and dtype of an array, or of what stands for one: a :class:`jax.ShapeDtypeStruct`."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
