@@ -4,7 +4,8 @@ r"""The classes that a trained network takes image files for.
 
     python -m experiments.predict --workdir=/tmp/digits one.png two.png
 
-Of images of any size the middle is cut out, resized to what the network was trained on, and normalised as there.
+Of images of any size the part that evaluation would see is resized to what the network was trained on, and
+normalised as there.
 Classes are numbers, in the order of the data set.
 """
 
@@ -16,34 +17,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from experiments.build import DTYPES
 from experiments.cli import UserError, run
 from experiments.trained import Trained, one_seed, restore
-from jaxlocal import diagnostics
+from jaxlocal import data, diagnostics
 from jaxlocal.data.augment import Decoded
 
 
-def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An image file as ``[h, w, c]``, 0..255: the middle part of that shape, resized.
+def read(path: Path, dataset: data.Input) -> np.ndarray:
+    """An image file as ``[h, w, c]``, 0..255: the part that the data set's evaluation sees, resized.
 
     Raises:
       UserError: if it cannot be read.
     """
-    height, width, channels = shape
+    height, width, channels = dataset.image_shape
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-            scale = min(upright.width / width, upright.height / height)
-            size = round(width * scale), round(height * scale)
-            left, top = (upright.width - size[0]) // 2, (upright.height - size[1]) // 2
-            middle = upright.crop((left, top, left + size[0], top + size[1]))
-            fitted = middle.resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image that can be read"
+            fitted = upright.resize((width, height), Image.Resampling.BILINEAR, dataset.box(*upright.size))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is no image that can be read, or too large a one"
         raise UserError(f"image {path}: {reason}") from error
-    return np.asarray(fitted, np.uint8).reshape(shape)
+    return np.asarray(fitted, np.uint8).reshape(dataset.image_shape)
 
 
 def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
@@ -72,13 +69,15 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) < 2:
         raise UserError("no image given: name files after the flags, as --workdir=DIR one.png two.png")
     trained = one_seed(restore(Path(_WORKDIR.value), _CHECKPOINT.value))
-    images = np.stack([read(Path(name), trained.experiment.dataset.image_shape) for name in argv[1:]])
-    exits = predict(trained, images)
-    for i, name in enumerate(argv[1:]):
-        best = np.argsort(-exits[-1, i])[:3]
-        likely = {str(k): round(float(exits[-1, i, k]), 4) for k in best}
-        by_exit = [int(k) for k in np.argmax(exits[:, i], axis=1)]
-        print(json.dumps({"image": name, "class": int(best[0]), "probabilities": likely, "exits": by_exit}))
+    size = trained.config.eval_batch_size
+    for start in range(1, len(argv), size):
+        names = argv[start : start + size]
+        exits = predict(trained, np.stack([read(Path(name), trained.experiment.dataset) for name in names]))
+        for name, of_image in zip(names, exits.swapaxes(0, 1), strict=True):
+            best = np.argsort(-of_image[-1])[:3]
+            likely = {str(k): round(float(of_image[-1, k]), 4) for k in best}
+            by_exit = [int(k) for k in np.argmax(of_image, axis=1)]
+            print(json.dumps({"image": name, "class": int(best[0]), "probabilities": likely, "exits": by_exit}))
 
 
 if __name__ == "__main__":  # flags are the program's: as modules, several are used together

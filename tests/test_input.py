@@ -211,14 +211,15 @@ def test_imagenet_by_mock(tmp_path):
 
 
 def test_a_plan_reads_no_example(directory, monkeypatch):
-    c = config(directory)
+    c = config(directory, batch_size=32)  # large beside what an update does whatever the batch
     dataset = build(c).dataset
     monkeypatch.setattr(data.stream.Records, "read", lambda *_: pytest.fail("read"))
     plan = measure(c, dataset)
-    batch = 8 * (16 * 16 * 3 + 4)
+    batch = 32 * (16 * 16 * 3 + 4)
     assert plan.data == 0
     assert plan.cost.total > 3 * batch  # two more wait on the device
-    assert measure(config(directory, data_parallel=True), dataset).cost.flops == pytest.approx(plan.cost.flops, rel=0.1)
+    parallel = measure(config(directory, batch_size=32, data_parallel=True), dataset)
+    assert parallel.cost.flops == pytest.approx(plan.cost.flops, rel=0.1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -246,8 +247,8 @@ def test_a_damaged_example_gets_one_line(tmp_path, workers, split, index):
         ({"dataset": "coco"}, r"data set 'coco': TFDS cannot describe it without TensorFlow"),
         ({"dataset": "imagenet2012"}, r"imagenet2012 is not prepared in .* as array_record: run `python -m .*prepare"),
         ({"seeds": 2}, r"tiny_pictures is streamed, for one seed"),
-        ({"workers": -1}, r"image_size 16, workers -1: choose"),
-        ({"image_size": 0}, r"image_size 0, workers 0: choose"),
+        ({"workers": -1}, r"image_size 16, workers -1, stages 0: choose"),
+        ({"image_size": 0}, r"image_size 0, workers 0, stages 0: choose"),
         ({"batch_size": 41}, r"batch size 41 with 40 examples"),
     ],
 )
@@ -255,6 +256,18 @@ def test_bad_configs_get_one_line(directory, changes, message):
     with pytest.raises(UserError, match=message) as raised:
         build(config(directory, **changes))
     assert "\n" not in str(raised.value)
+
+
+def test_a_set_whose_files_name_code_of_others_is_refused(tmp_path, monkeypatch):
+    """TFDS would import it."""
+    pictures.write(tmp_path, train=[pictures.encoded(0)], validation=[pictures.encoded(1)])
+    build(config(tmp_path, batch_size=1))
+    (path,) = tmp_path.rglob("features.json")
+    path.write_text(path.read_text().replace("tensorflow_datasets.core.features.image_feature", "payload"))
+    (tmp_path / "payload.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"features\.json names the class 'payload\.Image'"):
+        build(config(tmp_path, batch_size=1))
 
 
 def test_a_set_without_a_split_to_evaluate(tmp_path):
@@ -303,6 +316,7 @@ def gone(pids: list[int]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_run(directory, tmp_path, number):
     """Signals go to the whole group, as Ctrl-C and job schedulers send them; SIGKILL to the program alone."""

@@ -14,6 +14,8 @@ from jaxlocal.data.sources import Dataset
 from jaxlocal.feed import Prepare
 from jaxlocal.variables import abstract
 
+Box = tuple[int | float, int | float, int | float, int | float]  # left, upper, right, lower
+
 
 @runtime_checkable
 class Devices(Protocol):
@@ -52,6 +54,9 @@ class Input(Protocol):
     prepare: Prepare
     batch_axes: Any
     ahead: int
+
+    def box(self, width: int, height: int) -> Box:
+        """The part of an image file of that size that is scaled to the shape of the images, to evaluate it."""
 
     def prototypes(self) -> np.ndarray:
         """An image of each class, ``[k, h w c]``, normalised.
@@ -124,6 +129,13 @@ class InMemory:
         treatment = recipe(dataset.name)
         self.prepare = prepare_with(treatment if augment else treatment._replace(pad=0, flip=False))
         self._dataset, self._train, self._test = dataset, dataset.train, dataset.test
+
+    def box(self, width: int, height: int) -> Box:
+        """The middle, as large as it can be."""
+        h, w, _ = self.image_shape
+        scale = min(width / w, height / h)
+        left, upper = (width - scale * w) / 2, (height - scale * h) / 2
+        return left, upper, left + scale * w, upper + scale * h
 
     def prototypes(self) -> np.ndarray:
         """As :func:`jaxlocal.data.prototypes`."""

@@ -5,10 +5,13 @@ TensorFlow is never imported. TFDS reads array_record files without it; only
 once and then read from one ``.npz`` file a split; for others, see :mod:`jaxlocal.data.stream`.
 """
 
+import json
 import os
 import re
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ from jaxtyping import Int32, UInt8
 
 TFDS_NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "stl10", "svhn_cropped")
 NAMES = ("digits", *TFDS_NAMES)
+_OWN = "tensorflow_datasets."
 
 
 class MissingDataError(FileNotFoundError):
@@ -142,13 +146,16 @@ def tfds_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
       data_dir: TFDS directory; None for TFDS's own default.
 
     Raises:
-      ValueError: if TFDS does not know the name, or the set has other features than an image and its class.
+      ValueError: if TFDS does not know the name, the set has other features than an image and its class, or its
+        files name code that is not TFDS's.
       MissingDataError: if the set is there in a format that needs TensorFlow.
     """
     import tensorflow_datasets as tfds
 
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d[\w.]*)?", name):
         raise _unknown(name)
+    if data_dir:
+        _check_classes(Path(data_dir).expanduser() / re.split("[/:]", name)[0])
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
@@ -168,6 +175,32 @@ def tfds_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
         raise ValueError(f"data set {name!r} has the features {', '.join(features)}: an image and its label are needed")
     return builder
+
+
+def _check_classes(directory: Path) -> None:
+    """TFDS imports the classes that a prepared set's files name: these may be its own alone.
+
+    Raises:
+      ValueError: if there is another one, or a file cannot be read.
+    """
+
+    def named(tree: Any) -> Iterator[str]:
+        if isinstance(tree, Mapping):
+            for key, value in tree.items():
+                if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                    yield value
+                yield from named(value)
+        elif isinstance(tree, list):
+            for value in tree:
+                yield from named(value)
+
+    for path in directory.rglob("features.json"):
+        try:
+            foreign = [name for name in named(json.loads(path.read_bytes())) if not name.startswith(_OWN)]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if foreign:
+            raise ValueError(f"{path} names the class {foreign[0]!r}: only those of tensorflow_datasets are imported")
 
 
 def tfds_records(builder: Any, split: str, **options: Any) -> Any:
@@ -205,9 +238,10 @@ def _cached(builder: Any, split: str) -> Split:
         return cached
     decoded = _decode(source, f"decoding {builder.name} {split}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.savez(file, image=decoded.image, label=decoded.label)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        made = Path(directory, path.name)
+        np.savez(made, image=decoded.image, label=decoded.label)
+        os.replace(made, path)
     return decoded
 
 
@@ -216,7 +250,7 @@ def _read(path: Path) -> Split | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Split(arrays["image"], arrays["label"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -23,11 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlocal.data.augment import STREAMED, Decoded, prepare_with
-from jaxlocal.data.inputs import Devices
+from jaxlocal.data.inputs import Box, Devices
 from jaxlocal.data.order import batch_indices
 from jaxlocal.data.sources import tfds_builder, tfds_records
-
-Box = tuple[int | float, int | float, int | float, int | float]  # left, upper, right, lower
 
 
 class UnreadableError(ValueError):
@@ -204,6 +202,10 @@ class Streamed:
         self.num_train = len(self._train.source)
         self.num_test = min(len(self._test.source), test_examples or len(self._test.source))
         self.prepare = prepare_with(STREAMED)
+
+    def box(self, width: int, height: int) -> Box:
+        """As :func:`centre_box`."""
+        return centre_box(width, height)
 
     def prototypes(self) -> np.ndarray:
         """Not of images that are cropped at random.
