@@ -3,12 +3,14 @@
 Orbax restores a flipped byte as a wrong number, so each checkpoint carries a checksum of its tensors.
 """
 
+import errno
 import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from experiments import processes
 from experiments.cli import NotSavedError, UserError
 from jaxlocal.executors import TrainState
 
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)  # no checkpoint is to blame
 NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations
 
 
@@ -31,10 +34,13 @@ class Checkpoints:
         """Opens them.
 
         Raises:
-          UserError: if one is damaged such that Orbax cannot list them, and it is read only.
+          UserError: if one is damaged such that Orbax cannot list them, and it is read only, or all of them are.
         """
         self._workdir = workdir
-        for step, error in _with_damaged_metrics(workdir / "checkpoints").items():
+        damaged = _with_damaged_metrics(workdir / "checkpoints")
+        if damaged and len(damaged) == len(_steps(workdir)):
+            raise _none_intact(damaged)
+        for step, error in damaged.items():
             if read_only:
                 raise UserError(f"{error}; the command that trained it sets it aside and goes on from the one before")
             self._set_aside(step, error)
@@ -60,9 +66,11 @@ class Checkpoints:
           NotSavedError: if this one, or the one before, cannot be written.
         """
         if step not in self._manager.all_steps():
-            metrics = {"accuracy": accuracy, "crc32": checksum(state)}
+            metrics = {"accuracy": accuracy, "crc32": _checksum(state, accuracy)}
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state))
             with self._saving():
-                self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+                if not self._manager.save(step, args=args, metrics=metrics):
+                    raise ValueError(f"step {step} is not later than those that are there")
 
     def step(self, which: str) -> int | None:
         """The step of the ``last`` or the ``best`` checkpoint.
@@ -86,16 +94,21 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
-            expected = self._manager.metrics(step)["crc32"]
+            metrics = self._manager.metrics(step)
+            expected = metrics["crc32"]
         except Exception as error:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _OF_THE_MACHINE:
+                raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"checkpoint {directory} cannot be restored: {reason}") from error
-        if checksum(state) != expected:
-            raise UserError(f"checkpoint {directory} cannot be restored: its tensors do not have the checksum they had")
+        if _checksum(state, metrics["accuracy"]) != expected:
+            raise UserError(
+                f"checkpoint {directory} cannot be restored: its tensors and accuracy do not have the checksum they had"
+            )
         return state
 
     def resume(self, template: TrainState) -> tuple[int, TrainState]:
-        """The newest checkpoint that is intact; ``(0, template)`` if none was ever saved.
+        """The newest checkpoint that is intact; ``(0, template)`` if there is none at all.
 
         Newer ones that are damaged are named on stderr and moved to ``workdir/damaged``.
 
@@ -119,7 +132,7 @@ class Checkpoints:
                 self._manager.reload()
             return step, state
         if failures:
-            raise UserError(f"no checkpoint is intact, give another --workdir to start anew: {failures[max(failures)]}")
+            raise _none_intact(failures)
         return 0, template
 
     def wait(self) -> None:
@@ -157,19 +170,25 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: UserError) -> None:
         if processes.first():
-            target = self._workdir / "damaged" / str(step)
-            target.parent.mkdir(exist_ok=True)
-            if not target.exists():
-                (self._workdir / "checkpoints" / str(step)).rename(target)
+            directory = self._workdir / "damaged"
+            directory.mkdir(exist_ok=True)
+            names = (directory / (f"{step}.{i}" if i else str(step)) for i in count())
+            target = next(path for path in names if not path.exists())  # the same step may be damaged again
+            (self._workdir / "checkpoints" / str(step)).rename(target)
             print(f"warning: {error}; it is in {target} now, going on from an earlier one", file=sys.stderr)
 
 
 def _with_damaged_metrics(directory: Path) -> dict[int, UserError]:
-    """Checkpoints whose metrics, which say which one is best, are not JSON: with such a one Orbax lists none."""
+    """Checkpoints whose metrics, which say which one is best, cannot be read: with such a one Orbax lists none."""
     found = {}
     for path in directory.glob("*/metrics/metrics"):
         try:
-            json.loads(path.read_text())
+            metrics = json.loads(path.read_bytes())
+            if not isinstance(metrics, dict) or [type(metrics.get(key)) for key in ("accuracy", "crc32")] != [
+                float,
+                int,
+            ]:
+                raise ValueError("they have no numbers 'accuracy' and 'crc32'")
         except (OSError, ValueError) as error:
             checkpoint = path.parent.parent
             if checkpoint.name.isdigit():
@@ -191,9 +210,17 @@ def _ignore_reads_given_up() -> None:
     sys.unraisablehook = hook
 
 
+def _none_intact(failures: Mapping[int, UserError]) -> UserError:
+    return UserError(f"no checkpoint is intact, give another --workdir to start anew: {failures[max(failures)]}")
+
+
+def _steps(workdir: Path) -> list[int]:
+    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
 def has_any(workdir: Path) -> bool:
     """Whether a run has saved a checkpoint."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return bool(_steps(workdir))
 
 
 def checksum(state: TrainState) -> int:
@@ -203,6 +230,11 @@ def checksum(state: TrainState) -> int:
         plain = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
         crc = zlib.crc32(np.ascontiguousarray(plain).data, crc)
     return crc
+
+
+def _checksum(state: TrainState, accuracy: float) -> int:
+    """Of what a checkpoint holds."""
+    return zlib.crc32(repr(accuracy).encode(), checksum(state))
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

@@ -37,6 +37,9 @@ class UserError(Exception):
         super().__init__(_one_line(message))
 
 
+GOES_ON = "; what was saved before is intact, and the same command goes on from there"
+
+
 class NotSavedError(UserError):
     """A workdir cannot be written."""
 
@@ -44,15 +47,14 @@ class NotSavedError(UserError):
 
 
 @contextlib.contextmanager
-def saving(where: Path) -> Iterator[None]:
-    """Errors raised in here are about writing to ``where``."""
+def saving(where: Path, hint: str = "") -> Iterator[None]:
+    """Errors raised in here are about writing to ``where``; but for a reader of the output that went away."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise NotSavedError(
-            f"{where} cannot be written: {error.strerror or error}; what was saved before is intact, and the same "
-            "command goes on from there"
-        ) from error
+        raise NotSavedError(f"{where} cannot be written: {error.strerror or error}{hint}") from error
 
 
 @contextlib.contextmanager
@@ -106,6 +108,9 @@ def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False)
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from error
+        except BrokenPipeError as error:  # as under `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from error
 
     app.run(guarded, flags_parser=parse)
 

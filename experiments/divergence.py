@@ -5,7 +5,7 @@ later ones whose input was not finite either. ``rollback`` goes back to the last
 from there on; if that does not help before the next checkpoint, the run stops.
 """
 
-import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from experiments import processes
 from experiments.build import Experiment
-from experiments.cli import DIVERGED, UserError, saving
-from experiments.record import by_seed
+from experiments.cli import DIVERGED, GOES_ON, UserError, saving
+from experiments.record import by_seed, write_json
 from jaxlocal import data
 from jaxlocal.executors import ONE_DEVICE, BlockMetrics, TrainState
 
@@ -80,10 +80,12 @@ class Watch:
             "state, batch and keys"
         )
         if self._config.on_divergence != "skip":
-            raise DivergedError(
-                f"{what}: lower the learning rate in another --workdir, or go on here with "
-                "--config.on_divergence=skip or rollback"
+            other = (
+                ""
+                if self._config.on_divergence == "rollback"
+                else (", or go on here with --config.on_divergence=skip or rollback")
             )
+            raise DivergedError(f"{what}: lower the learning rate in another --workdir{other}")
         print(f"warning: {what}; on_divergence=skip goes on", file=sys.stderr, flush=True)
 
     def _save(self, step: int, seeds: Sequence[Sequence[dict[str, float]]], state: TrainState) -> Path:
@@ -108,10 +110,12 @@ class Watch:
             "state_of_step": int(np.max(state.step)),
             "seeds": [[{name: repr(x) for name, x in block.items()} for block in blocks] for blocks in seeds],
         }
-        with saving(self._directory):
+        with saving(self._directory, GOES_ON):
             self._directory.mkdir(exist_ok=True)
-            path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
-            np.savez(path, **arrays)  # type: ignore[arg-type]
+            write_json(path.with_suffix(".json"), about)
+            with (self._directory / "unfinished").open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            os.replace(file.name, path)
         return path
 
 

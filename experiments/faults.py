@@ -18,6 +18,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -166,6 +167,7 @@ def kills(times: int, whole: Path, workdir: Path, rng: random.Random) -> dict[st
             lost += not same(whole, workdir)
             shutil.rmtree(workdir)
             continue
+        lost += outcome.code != -signal.SIGKILL  # it ended by itself, refusing to go on
         killed += 1
         steps.append(len(read_history(workdir / "metrics.jsonl")))
         if steps[-1] <= max(steps[-2:-1], default=0):

@@ -38,14 +38,26 @@ def cosine_with_warmup(
 def sgd(
     learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 1e-4
 ) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay is added to the gradient, of every parameter (as in PyTorch)."""
+    """SGD with momentum; weight decay is added to the gradient, of every parameter (as in PyTorch).
+
+    Raises:
+      ValueError: if the momentum is not in [0, 1), or the weight decay negative.
+    """
+    if not 0 <= momentum < 1 or weight_decay < 0:
+        raise ValueError(f"momentum {momentum}, weight_decay {weight_decay}: choose 0 or more, the first below 1")
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum, nesterov))
 
 
 def adamw(
     learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, weight_decay: float = 1e-3
 ) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay.
+
+    Raises:
+      ValueError: if a decay rate is not in [0, 1), or the weight decay negative.
+    """
+    if not 0 <= b1 < 1 or not 0 <= b2 < 1 or weight_decay < 0:
+        raise ValueError(f"b1 {b1}, b2 {b2}, weight_decay {weight_decay}: choose 0 or more, the first two below 1")
     return optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
 
 

@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from experiments import processes
+from experiments.cli import UserError
 from jaxlocal.executors import BlockMetrics
 
 Blocks = Sequence[Mapping[str, float]]  # the metrics of each block
@@ -42,7 +43,11 @@ def tested(history: Sequence[Mapping[str, Any]], step: int) -> list[list[dict[st
     lines = [line for line in history if line["split"] == "test" and line["step"] == step]
     return [
         [
-            {name: values[i] for name, values in line.items() if isinstance(values, list) and values[i] is not None}
+            {
+                name: math.nan if values[i] is None else values[i]
+                for name, values in line.items()
+                if isinstance(values, list) and (name == "loss" or values[i] is not None)
+            }
             for i in range(len(line["loss"]))
         ]
         for line in lines
@@ -82,7 +87,10 @@ class Recorder:
         for i, block in enumerate(mean(seeds)):
             for name, value in block.items():
                 self._scalar(f"{split}/block_{i:02d}/{name}", value, step)
-        if split == "test" and self._events:  # a checkpoint may follow, and must not outlive these lines
+
+    def sync(self) -> None:
+        """Returns when everything is on disk."""
+        if self._events:
             os.fsync(self._file.fileno())
             self._events.flush()
 
@@ -111,13 +119,25 @@ def _finite(x: float | None) -> float | None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut short is left out."""
+    """The lines of a metrics file; a last line that was cut short is left out.
+
+    Raises:
+      UserError: if another line is damaged.
+    """
+    texts = path.read_bytes().splitlines() if path.exists() else []
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for i, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = json.loads(text)
+            if not isinstance(line, dict) or not {"step", "split"} <= line.keys():
+                raise ValueError("no step and split")
+        except ValueError as error:
+            if i == len(texts):
+                break
+            raise UserError(
+                f"{path} is damaged in line {i} of {len(texts)} ({error}): mend that line, or give another --workdir"
+            ) from error
+        lines.append(line)
     return lines
 
 
@@ -128,7 +148,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def _replace_text(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

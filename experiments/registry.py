@@ -2,11 +2,11 @@
 
 import ast
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError, one_of, user_input
@@ -50,13 +50,13 @@ def make(kind: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, 
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a config's value is of an annotated type; a bool is no number, and a number is finite."""
+    """Whether a config's value is of an annotated type; a bool is no number, and a number is finite in float32."""
     if get_origin(hint) in (Union, UnionType):
         return any(fits(value, one) for one in get_args(hint))
     if get_origin(hint) is Sequence:
         return isinstance(value, tuple | list) and all(fits(x, get_args(hint)[0]) for x in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)
     return type(value) is hint
 
 

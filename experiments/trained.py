@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from experiments.build import Experiment, build
+from experiments.build import Experiment, build, check_fields
 from experiments.checkpoint import Checkpoints
 from experiments.cli import UserError
 from experiments.workdir import load_config
@@ -41,13 +41,14 @@ def restore(workdir: Path, which: str = "last") -> Trained:
       UserError: if there is none, or it is damaged.
     """
     config = load_config(workdir)
+    check_fields(config)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {workdir}: train it first")
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = checkpoints.step(which)
         if step is None:
             raise UserError(f"no {which} checkpoint in {workdir}: train it first")
-        if config.executor == "pipelined":
+        if config.executor in ("pipelined", "streamed+offload"):
             config.executor = "streamed"
         config.stages, config.data_parallel, config.start_from = 0, False, ""  # whatever it was trained on
         experiment = build(config)

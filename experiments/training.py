@@ -16,13 +16,13 @@ from experiments import build as building
 from experiments import cost, processes
 from experiments.build import Experiment, build, describe, environment
 from experiments.checkpoint import NOT_EVALUATED, Checkpoints, has_any
-from experiments.cli import saving
+from experiments.cli import GOES_ON, UserError, saving
 from experiments.divergence import DivergedError, Watch, with_other_key
 from experiments.notebook import printing_in_place
 from experiments.record import Blocks, Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
 from experiments.summary import Results, size_of
 from experiments.trained import start_from
-from experiments.workdir import claimed
+from experiments.workdir import check, claimed
 from jaxlocal.executors import BlockMetrics, TrainState
 
 
@@ -42,12 +42,13 @@ def train_and_evaluate(
       UserError: if the config, the data set or the workdir cannot be used, or another run is using it; as
         :class:`DivergedError` or :class:`NotSavedError`, if the run cannot go on.
     """
+    check(workdir, config)
     experiment = experiment or build(config)
     state = _start(config, workdir, experiment)
     about = describe(experiment, state, config.seeds)
     with claimed(workdir, config, about, environment()):
         _announce(config, about)
-        with closing(Checkpoints(workdir)) as checkpoints, _signals() as received, saving(workdir):
+        with _signals() as received, saving(workdir, GOES_ON), closing(Checkpoints(workdir)) as checkpoints:
             watch = Watch(config, experiment, workdir)
             rolled_back: int | None = None  # to the checkpoint of this step
             while True:
@@ -64,7 +65,7 @@ def train_and_evaluate(
                     closing(experiment.batches(config, range(last, experiment.num_steps))) as batches,
                 ):
                     if config.start_from and not recorder.history:
-                        _test(0, state, config, experiment, recorder)
+                        test(0, state, config, experiment, recorder)
                     try:
                         seeds, stopped_by = _loop(
                             config, experiment, state, last, batches, watch, recorder, checkpoints, received, profiler
@@ -83,6 +84,8 @@ def _start(config: ConfigDict, workdir: Path, experiment: Experiment) -> TrainSt
     """The state before the first step."""
     state = experiment.init(config)
     if config.start_from and not has_any(workdir):
+        if not processes.alone():
+            raise UserError("start_from works in one process: take the first steps there, then go on with several")
         whole = start_from(Path(config.start_from), experiment, experiment.whole(state))
         state = experiment.executor.place(whole)
     return state
@@ -144,12 +147,14 @@ def _loop(
         if evaluate_now:
             jax.block_until_ready(state)  # what is still under way is training time
             with chrono.paused():
-                seeds = _test(done, state, config, experiment, recorder)
+                seeds = test(done, state, config, experiment, recorder)
                 whole = experiment.whole(state)
+                recorder.sync()  # a checkpoint must not outlive the lines before it
                 checkpoints.save(done, whole, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
         if stopping:
-            stopped_by = (*received, signal.SIGTERM)[0]  # or another process was
+            stopped_by = _first(received)
             print(f"{stopped_by.name}: saving step {done} (again to give it up)", flush=True)
+            recorder.sync()
             checkpoints.save(done, experiment.whole(state))
             checkpoints.wait()
             print(f"step {done} is saved; the same command goes on from there", flush=True)
@@ -157,7 +162,7 @@ def _loop(
     if seeds is None:  # there was nothing left to do
         seeds = tested(recorder.history, first_step) or building.evaluate(experiment, state, config)
         print(f"test\n{format_blocks(mean(seeds))}", flush=True)
-    return seeds, None
+    return seeds, _first(received) if processes.agreed(bool(received)) else None
 
 
 def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Recorder, chrono: Chrono) -> None:
@@ -176,10 +181,14 @@ def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Rec
     )
 
 
-def _test(
+def test(
     step: int, state: TrainState, config: ConfigDict, experiment: Experiment, recorder: Recorder
 ) -> Sequence[Blocks]:
-    """Evaluates every exit, for each seed, and writes it to the files and the terminal."""
+    """Evaluates every exit, for each seed, and writes it to the files and the terminal.
+
+    Returns:
+      For each seed, the metrics of each exit.
+    """
     seeds = building.evaluate(experiment, state, config)
     recorder.write(step, "test", seeds)
     print(f"step {step} test\n{format_blocks(mean(seeds))}", flush=True)
@@ -194,6 +203,11 @@ def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:
         f"{about['num_steps']} steps of {config.batch_size}{stages}",
         flush=True,
     )
+
+
+def _first(received: Sequence[signal.Signals]) -> signal.Signals:
+    """What stops a run, if it was not another process that received it."""
+    return (*received, signal.SIGTERM)[0]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import processes
-from experiments.cli import UserError, saving
+from experiments.cli import UserError, saving, user_input
 from experiments.record import write_json
 
 _FILE = "config.json"
@@ -93,17 +93,26 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 
 def holds_run(workdir: Path) -> bool:
-    """Whether the directory is a run's."""
-    return (workdir / _FILE).exists()
+    """Whether the directory is a run's.
+
+    Raises:
+      UserError: if that cannot be told.
+    """
+    try:
+        return (workdir / _FILE).exists()
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be read: {error.strerror}") from error
 
 
 def load_config(workdir: Path) -> ConfigDict:
     """The config of a run. It is read as data; nothing is executed.
 
     Raises:
-      UserError: if there is no run in the directory.
+      UserError: if there is no run in the directory, or what it holds is no config.
     """
-    return ConfigDict(_read(workdir)["config"])
+    content = _read(workdir)["config"]
+    with user_input(str(workdir / _FILE)):
+        return ConfigDict(content)
 
 
 def load_record(workdir: Path) -> Mapping[str, Any]:

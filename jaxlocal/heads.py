@@ -155,7 +155,7 @@ class ConvStd(nn.Module):
         del train
         x = as_image(x)
         x = conv(scaled(x.shape[-1], self.width), 3, name="conv")(x)
-        return safe_sqrt(jnp.var(x, axis=(1, 2), ddof=1)) if x.shape[1] > 1 else flatten(x)
+        return safe_sqrt(jnp.var(x, axis=(1, 2), ddof=1)) if x.shape[1] * x.shape[2] > 1 else flatten(x)
 
 
 class PooledClassifier(nn.Module):

@@ -1,7 +1,10 @@
 """Faults from outside: another run in the workdir, a kill, damaged files, a full disk; and a run that is watched."""
 
+import os
 import random
-import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import jax
@@ -10,7 +13,7 @@ import pytest
 
 from experiments import faults
 from experiments.checkpoint import Checkpoints
-from experiments.cli import NOT_SAVED, NotSavedError, UserError
+from experiments.cli import BAD_INPUT, NOT_SAVED, NotSavedError, UserError
 from experiments.faults import Outcome, small
 from experiments.training import train_and_evaluate
 from experiments.workdir import claimed
@@ -36,11 +39,19 @@ def test_a_second_run_in_the_workdir_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_lock_ends_with_a_killed_run(whole, tmp_path):
-    workdir = tmp_path / "killed"
-    shutil.copytree(whole, workdir)
-    assert Outcome(small(), workdir, after=2).code in (-9, 0)
-    assert Outcome(small(), workdir).code == 0
+def test_the_lock_ends_with_a_killed_run(tmp_path):
+    longer = small(duration="100000 steps")
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(Outcome, longer, tmp_path / "run", 60)
+        while not (tmp_path / "run" / "checkpoints").exists():
+            time.sleep(0.1)
+        refused = Outcome(longer, tmp_path / "run")
+        assert (refused.code, refused.traceback) == (BAD_INPUT, False)
+        assert "is in use by process" in refused.errors
+        os.kill(int((tmp_path / "run" / "lock").read_text().split()[1]), signal.SIGKILL)
+        assert run.result().code == -signal.SIGKILL
+    with claimed(tmp_path / "run", longer, {}, {}):
+        pass
 
 
 @pytest.mark.slow

@@ -15,13 +15,14 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from experiments import cost, registry
+from experiments import analyze, cost, registry
 from experiments.build import build, evaluate, parse_duration
 from experiments.checkpoint import Checkpoints
-from experiments.cli import UserError
+from experiments.cli import NotSavedError, UserError
 from experiments.record import read_history
+from experiments.trained import restore
 from experiments.training import train_and_evaluate
-from jaxlocal import data
+from jaxlocal import data, diagnostics
 from tests import pictures
 from tests.programs import ROOT, assert_one_line_error, program
 
@@ -32,7 +33,13 @@ SLOW = {
     "auglocal_imagenet",
     "auglocal_stl10",
     "auglocal_svhn",
+    "auglocal_cifar10",
+    "backprop_cifar10",
+    "dgl_cifar10",
+    "infopro_cifar10",
+    "noprop_cifar10",
     "noprop_cifar100",
+    "noprop_mnist",
 }
 DIGITS = "--config=experiments/configs/auglocal_digits.py:smoke"
 
@@ -102,14 +109,17 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
 
 
 def test_an_interrupt_while_a_program_imports_shows_no_traceback():
+    # A shell's jobs ignore the signal, and what they start would as well.
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
     command = [sys.executable, "-X", "importtime", "-m", "experiments.train", "--list"]
     with subprocess.Popen(
-        command,
+        [sys.executable, "-c", heeding, *command],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's jobs ignore it
     ) as process:
         assert any(line.endswith("| experiments\n") for line in process.stderr)  # the package; then come all others
         process.send_signal(signal.SIGINT)
@@ -118,6 +128,7 @@ def test_an_interrupt_while_a_program_imports_shows_no_traceback():
     assert "Traceback" not in rest
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     flags = [DIGITS, "--config.duration=400 steps", "--config.eval_every=10 steps", "--config.log_every=1 steps"]
     with started("train", *flags, f"--workdir={tmp_path}") as process:
@@ -145,6 +156,7 @@ def test_last_and_best_checkpoints_are_kept(tmp_path):
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
 
 
+@pytest.mark.slow
 def test_evaluate_and_a_finished_run(tmp_path):
     trained = train_and_evaluate(digits(), tmp_path)
     done = program("evaluate", f"--workdir={tmp_path}")
@@ -157,6 +169,7 @@ def test_evaluate_and_a_finished_run(tmp_path):
     assert list(again.seeds) == list(trained.seeds)
 
 
+@pytest.mark.slow
 def test_evaluating_leaves_the_workdir_alone(tmp_path):
     train_and_evaluate(digits(), tmp_path)
     unfinished = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"  # as a run beside it may be writing
@@ -363,6 +376,14 @@ def test_bad_flags_get_one_line(flags, words):
         ({"accumulate": 0}, r"accumulate 0"),
         ({"accumulate": 5}, r"accumulate 5 of 4 steps"),
         ({"seeds": 0}, r"seeds 0"),
+        ({"seed": 2**32}, r"seed 4294967296, .*below 2\^32"),
+        ({"executor": "pipelined", "stages": -1}, r"stages -1"),
+        ({"duration": f"{'9' * 400} steps"}, r"duration '9+ steps': write a positive number"),
+        ({"duration": "9999999999 steps"}, r"choose fewer than 2\^31"),
+        ({"learning_rate": 1e39}, r"config field learning_rate=1e\+39: expected float"),
+        ({"optimizer": {"name": "adamw", "b2": 1.0}}, r"optimizer adamw: b1 0.9, b2 1.0"),
+        ({"optimizer": {"name": "sgd", "momentum": 1.0}}, r"optimizer sgd: momentum 1.0"),
+        ({"dataset": "random_100000_10_100000"}, r"data set random_100000_10_100000 cannot be read"),
         ({"seed": -1}, r"seed -1, seeds 1, accumulate 1: choose 0 or more"),
         ({"log_every": "0 steps"}, r"log_every '0 steps'"),
         ({"schedule": "cosine", "duration": "1 epochs"}, r"never reach the learning rate"),
@@ -478,12 +499,53 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage, capfd):
     assert (tmp_path / "metrics.jsonl").read_text() == expected
 
 
-def test_nothing_is_lost_when_no_checkpoint_is_intact(tmp_path):
+@pytest.mark.slow
+def test_a_step_that_is_damaged_again_is_set_aside_again(tmp_path, capfd):
+    config = digits(eval_every="2 steps")
+    train_and_evaluate(config, tmp_path)
+    for name in ("4", "4.1"):
+        flip_a_byte(tmp_path / "checkpoints" / "4")
+        train_and_evaluate(config, tmp_path)
+        assert f"it is in {tmp_path / 'damaged' / name} now" in capfd.readouterr().err
+    assert restore(tmp_path).step == 4
+
+
+def metrics_of(*bits: str):
+    def damage(checkpoint: Path) -> None:
+        path = checkpoint / "metrics" / "metrics"
+        text = path.read_text()
+        path.write_text(text.replace(*bits) if bits else "")
+
+    return damage
+
+
+ALONE = {
+    "flipped byte": (flip_a_byte, "cannot be restored"),
+    "empty metrics": (metrics_of(), "has damaged metrics"),
+    "metrics of another name": (metrics_of("accuracy", "accurecy"), "has damaged metrics"),
+    "metrics of another value": (metrics_of('accuracy": 0.', 'accuracy": 1.'), "do not have the checksum"),
+}
+
+
+@pytest.mark.parametrize("damage", ALONE)
+def test_nothing_is_lost_when_no_checkpoint_is_intact(tmp_path, damage):
     train_and_evaluate(digits(), tmp_path)
-    flip_a_byte(tmp_path / "checkpoints" / "4")
-    with pytest.raises(UserError, match=r"no checkpoint is intact, give another --workdir"):
+    before = (tmp_path / "metrics.jsonl").read_text()
+    hurt, said = ALONE[damage]
+    hurt(tmp_path / "checkpoints" / "4")
+    with pytest.raises(UserError, match=rf"no checkpoint is intact, give another --workdir .*{said}"):
         train_and_evaluate(digits(), tmp_path)
     assert (tmp_path / "checkpoints" / "4").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_before_the_last_one_is_not_lost_in_silence(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    state = build(digits()).init(digits())
+    checkpoints.save(2, state)
+    with pytest.raises(NotSavedError, match="step 1 is not later than those that are there; step 2 is intact"):
+        checkpoints.save(1, state)
+    checkpoints.close()
 
 
 def test_best_is_none_until_something_was_evaluated(tmp_path):
@@ -493,6 +555,7 @@ def test_best_is_none_until_something_was_evaluated(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_evaluation_does_not_depend_on_its_batch(batch_size):
     experiment = build(digits())
@@ -511,11 +574,14 @@ def test_label_smoothing_reaches_the_loss():
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
+WRONG = [{"a.b": 1}, {"stages": "x"}, {"start_from": 1}]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", *(json.dumps({"config": config}) for config in WRONG)])
 def test_evaluate_without_a_run(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    assert_one_line_error(program("evaluate", f"--workdir={tmp_path}"), "config.json")
+    assert_one_line_error(program("evaluate", f"--workdir={tmp_path}"), "config")
 
 
 def test_prepare_says_what_it_needs():
@@ -538,6 +604,52 @@ def test_a_metrics_file_cut_short_loses_only_its_last_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("damaged", [b'{"step": 1,', b"\xff", b"7", b"{}"])
+def test_a_damaged_line_between_others_ends_in_one_line(tmp_path, damaged):
+    train_and_evaluate(digits(), tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    content = b"\n".join([lines[0], damaged, *lines[2:]])
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged in line 2 of 3"):
+        train_and_evaluate(digits(), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+def test_a_run_whose_test_loss_was_not_finite_is_shown_again(tmp_path):
+    train_and_evaluate(digits(), tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1]["loss"][0] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert np.isnan(train_and_evaluate(digits(), tmp_path).seeds[0][0]["loss"])
+
+
+def test_a_workdir_that_cannot_be_one_ends_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        train_and_evaluate(digits(), tmp_path / ("x" * 300))
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written"):
+        train_and_evaluate(digits(), tmp_path)
+
+
+def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path):
+    flags = [DIGITS, "--config.duration=400 steps", "--config.log_every=1 steps", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "experiments.train", *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_run_with_offloaded_states_is_looked_at_without_them(tmp_path):
+    train_and_evaluate(digits(executor="streamed+offload"), tmp_path)
+    run = restore(tmp_path)
+    batch = next(analyze.batches(run, "test", 4))
+    seen = diagnostics.observe(run.experiment.blocks, run.experiment.feed, run.state, batch, dtype=np.float32)
+    assert len(seen.units) == 6
+
+
 def test_the_demo_reaches_its_accuracy(tmp_path):
     """AugLocal on digits, at full length: at least 98% at the last exit, within two minutes of training."""
     began = time.monotonic()

@@ -20,7 +20,7 @@ class TrainState:
 
     Attributes:
       step: scalar int32, updates done so far.
-      key: typed PRNG key; never changes. Step t draws from ``fold_in(key, t)``.
+      key: typed PRNG key; no step changes it. Step t draws from ``fold_in(key, t)``.
       blocks: one :class:`jaxlocal.block.BlockState` per block.
     """
 
