@@ -26,14 +26,15 @@ import numpy as np
 from absl import flags
 
 from experiments import pictures
-from experiments.build import DTYPES
-from experiments.cli import UserError, run
+from experiments.build import DTYPES, evaluate, loss_of
+from experiments.cli import UserError, run, saving
 from experiments.cost import MIB
 from experiments.planning import block_costs
 from experiments.record import read_history, write_json
-from experiments.summary import aligned, errors_over_time
+from experiments.summary import aligned, errors_by_block, errors_over_time, exit_errors
 from experiments.trained import Trained, one_seed, restore
 from jaxlocal import diagnostics
+from jaxlocal.executors import TrainState
 from jaxlocal.objective import Batch
 
 
@@ -42,7 +43,8 @@ class Looked(NamedTuple):
 
     Attributes:
       steps: at which the test split was evaluated.
-      exits: error at every exit at each of them, ``[steps, exits]``.
+      exits: error at every exit at each of them, ``[steps, exits]``; mean over seeds.
+      errors: at every exit, of this checkpoint and seed.
       probes: error of a probe of every unit.
       grams: of every unit, on the first test examples, ``[units, n, n]``.
       confusion: at the last exit, ``[k, k]``; None if it predicts no classes.
@@ -50,6 +52,7 @@ class Looked(NamedTuple):
 
     steps: Sequence[int]
     exits: np.ndarray
+    errors: Sequence[float]
     probes: np.ndarray
     grams: Any
     confusion: np.ndarray | None
@@ -117,6 +120,7 @@ def look(workdir: Path, run: Trained, examples: int = 512, probed: int = 5000) -
     return Looked(
         steps=steps,
         exits=exits,
+        errors=exit_errors(evaluate(experiment, state, run.config)[0]),
         probes=100 * np.array(probes),
         grams=grams(first_batch(run, "test", examples)),
         confusion=None if taken is None else np.asarray(diagnostics.confusion(test_labels, taken, classes)),
@@ -127,10 +131,13 @@ def cosines(run: Trained, examples: int = 512) -> np.ndarray:
     """Of each block's local gradient and the end-to-end one, at the checkpoint, on training examples."""
     experiment = run.experiment
     batch = first_batch(run, "train", examples)
-    found = jax.jit(diagnostics.alignment, static_argnames=("blocks", "feed", "dtype"))(
-        experiment.blocks, experiment.feed, run.state, batch, dtype=DTYPES[run.config.dtype]
-    )
-    return np.asarray(found)
+    dtype, loss = DTYPES[run.config.dtype], loss_of(run.config)
+
+    @jax.jit
+    def found(state: TrainState, batch: Batch) -> jax.Array:
+        return diagnostics.alignment(experiment.blocks, experiment.feed, state, batch, dtype=dtype, loss=loss)
+
+    return np.asarray(found(run.state, batch))
 
 
 def similarities(first: Looked, second: Looked) -> np.ndarray:
@@ -147,6 +154,12 @@ def _numbers(x: Any) -> Any:
     return int(x) if isinstance(x, np.integer) else x
 
 
+def _examples(run: Trained) -> str:
+    """What a run was tested on, in words."""
+    dataset = run.experiment.dataset
+    return f"{dataset.num_test} images {'x'.join(map(str, dataset.image_shape))} of {run.config.dataset}"
+
+
 def main(argv: Sequence[str]) -> None:
     """Looks at the run, and at the one that it is held against; writes pictures and numbers."""
     del argv
@@ -155,12 +168,12 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value)
     run_ = one_seed(restore(workdir, _CHECKPOINT.value))
     other = one_seed(restore(Path(_AGAINST.value), _CHECKPOINT.value)) if _AGAINST.value else None
-    if other and other.config.dataset != run_.config.dataset:
+    if other and _examples(other) != _examples(run_):
         raise UserError(
-            f"--against={_AGAINST.value} was trained on {other.config.dataset}, {workdir} on {run_.config.dataset}: "
+            f"--against={_AGAINST.value} was tested on {_examples(other)}, {workdir} on {_examples(run_)}: "
             "representations are compared on the same examples"
         )
-    print(f"{workdir} at step {run_.step} ({_CHECKPOINT.value} checkpoint)", flush=True)
+    print(f"{workdir} at step {run_.step} ({_CHECKPOINT.value} checkpoint), seed {run_.config.seed}", flush=True)
     counts = _EXAMPLES.value, _PROBED.value
     seen = look(workdir, run_, *counts)
     seen_other = look(Path(str(_AGAINST.value)), other, *counts) if other else None
@@ -175,9 +188,12 @@ def main(argv: Sequence[str]) -> None:
         "workdir": str(workdir),
         "against": _AGAINST.value,
         "step": run_.step,
+        "checkpoint": _CHECKPOINT.value,
+        "seed": run_.config.seed,
         "examples": len(seen.grams[0]),
         "steps": seen.steps,
         "exit_errors": seen.exits,
+        "errors": seen.errors,
         "probe_errors": seen.probes,
         "probe_errors_against": None if seen_other is None else seen_other.probes,
         "gradient_cosines": alignment,
@@ -208,13 +224,11 @@ def main(argv: Sequence[str]) -> None:
             off.astype(float), "taken for", "class", "wrong, test examples", form=".0f", most=max(1, off.max())
         )
     directory = workdir / "analysis"
-    try:
+    with saving(directory):
         directory.mkdir(exist_ok=True)
         for what, figure in found.items():
             pictures.save(figure, directory / what)
         write_json(directory / "analysis.json", {key: _numbers(value) for key, value in numbers.items()})
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written: {error.strerror}") from error
     print(f"\n{table_of_units(run_, seen, seen_other, similar)}\n\n{table_of_blocks(seen, alignment)}")
     print(f"\npictures and analysis.json: {directory}")
 
@@ -234,13 +248,11 @@ def table_of_units(run: Trained, seen: Looked, other: Looked | None, similar: np
 
 
 def table_of_blocks(seen: Looked, alignment: np.ndarray) -> str:
-    """The last error of every exit, and the gradients' cosines; one block may have several exits."""
-    exits = seen.exits[-1] if len(seen.exits) else []
+    """The error of every exit, and the gradients' cosines."""
     rows: list[Sequence[str]] = [("block", "exit, error %", "gradient's cosine")]
-    for i in range(max(len(exits), len(alignment))):
-        error = f"{exits[i]:.2f}" if i < len(exits) and math.isfinite(exits[i]) else "-"
-        cosine = f"{alignment[i]:.3f}" if i < len(alignment) and math.isfinite(alignment[i]) else "-"
-        rows.append((str(i), error, cosine))
+    errors = errors_by_block(seen.errors, len(alignment))
+    for i, (error, cosine) in enumerate(zip(errors, alignment, strict=True)):
+        rows.append((str(i), error, f"{cosine:.3f}" if math.isfinite(cosine) else "-"))
     return aligned(rows)
 
 

@@ -29,7 +29,7 @@ from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState, fu
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
-from jaxlocal.variables import RUNNING, size
+from jaxlocal.variables import RUNNING, Variables, pick, size
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ON_DIVERGENCE = ("stop", "skip", "rollback")
@@ -125,7 +125,7 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
     """
-    _check_fields(config)
+    check_fields(config)
     dtype = DTYPES[one_of("dtype", config.dtype, tuple(DTYPES))]
     executor = EXECUTORS[one_of("executor", config.executor, tuple(EXECUTORS))]
     one_of("on_divergence", config.on_divergence, ON_DIVERGENCE)
@@ -136,16 +136,13 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
             f"eval_batch_size {config.eval_batch_size}, eval_examples {config.eval_examples}: "
             "choose 1 or more, and 0 (all) or more"
         )
-    loss = losses.cross_entropy
-    if config.label_smoothing:
-        loss = functools.partial(loss, label_smoothing=config.label_smoothing)
 
     def prototypes() -> Any:
         assert dataset is not None  # when a network is initialised
         return dataset.prototypes()
 
     units = make("model", MODELS, config.model, **({"prototypes": prototypes} if config.model.name == "noprop" else {}))
-    rule = make_rule(config.rule, loss)
+    rule = make_rule(config.rule, loss_of(config))
     trains = innermost(config.rule).name
     known = [name for name in RULES if name == "backprop" or name.startswith("noprop")]
     if config.model.name == "noprop" and trains not in known:
@@ -170,6 +167,8 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
         raise UserError(
             f"accumulate {config.accumulate} of {steps['duration']} steps in all: not one update would be made"
         )
+    if steps["duration"] >= 2**31:
+        raise UserError(f"duration {config.duration!r}: {steps['duration']} steps are too many, choose fewer than 2^31")
     rate = _schedule(config, steps["duration"], per_epoch)
 
     def schedule(step: Any) -> Any:
@@ -208,6 +207,13 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     )
 
 
+def loss_of(config: ConfigDict) -> losses.Loss:
+    """What a config's rule is given as the loss of class scores."""
+    if not config.label_smoothing:
+        return losses.cross_entropy
+    return functools.partial(losses.cross_entropy, label_smoothing=config.label_smoothing)
+
+
 def _load(config: ConfigDict) -> data.Input:
     """The config's data set: in memory, or streamed."""
     name, data_dir = config.dataset, config.data_dir or None
@@ -228,7 +234,7 @@ def _load(config: ConfigDict) -> data.Input:
             f"{error}: run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory "
             "that holds it by --config.data_dir or TFDS_DATA_DIR"
         ) from error
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise UserError(f"data set {name} cannot be read or kept: {error}") from error
     if config.eval_examples:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
@@ -236,8 +242,12 @@ def _load(config: ConfigDict) -> data.Input:
         return data.InMemory(dataset, augment=config.augment)
 
 
-def _check_fields(config: ConfigDict) -> None:
-    """Every field is there, and of the type that the shared configs give it."""
+def check_fields(config: ConfigDict) -> None:
+    """Every field is there, and of the type that the shared configs give it.
+
+    Raises:
+      UserError: otherwise.
+    """
     examples = common.digits()
     for name in config:
         one_of("config field", name, tuple(examples))
@@ -250,14 +260,15 @@ def _check_fields(config: ConfigDict) -> None:
     for name in ("model", "rule", "optimizer"):
         if not isinstance(config[name].get("name"), str):
             raise UserError(f"config field {name} has no name: give {name}.name, see --list")
-    if config.seed < 0 or config.seeds < 1 or config.accumulate < 1:
+    if config.seed < 0 or config.seed + config.seeds > 2**32 or config.seeds < 1 or config.accumulate < 1:
         raise UserError(
             f"seed {config.seed}, seeds {config.seeds}, accumulate {config.accumulate}: "
-            "choose 0 or more, and 1 or more of the others"
+            "choose 0 or more, below 2^32, and 1 or more of the others"
         )
-    if config.image_size < 1 or config.workers < 0:
+    if config.image_size < 1 or config.workers < 0 or config.stages < 0:
         raise UserError(
-            f"image_size {config.image_size}, workers {config.workers}: choose 1 or more, and 0 (no process) or more"
+            f"image_size {config.image_size}, workers {config.workers}, stages {config.stages}: choose 1 or more, and "
+            "0 (no process; as many stages as fit) or more"
         )
 
 
@@ -331,7 +342,7 @@ def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:
         number = float(match[1]) if match else 0.0
     except ValueError:
         number = 0.0
-    if not match or number <= 0:
+    if not match or not 0 < number < 2**63:
         raise UserError(f"{field} {text!r}: write a positive number of epochs or steps, as '400 epochs'")
     return number, match[2] == "epoch"
 
@@ -344,11 +355,9 @@ def describe(experiment: Experiment, state: TrainState, seeds: int = 1) -> dict[
     """
 
     def counts(block: BlockState) -> dict[str, int]:
-        kept = [tree for collection, tree in block.variables.items() if collection != RUNNING]
-        heads = [tree.get("head", {}) for tree in kept]
-        head = size(heads)
-        if block is state.blocks[-1]:  # under deep supervision it holds the heads as well
-            head -= size([tree.get("output", tree) for tree in heads])
+        kept = {collection: tree for collection, tree in block.variables.items() if collection != RUNNING}
+        own = pick(kept, "head")
+        head = size(own) - (size(classifier_of(own)) if block is state.blocks[-1] else 0)
         return {"network": (size(kept) - head) // seeds, "head": head // seeds}
 
     return {
@@ -361,6 +370,13 @@ def describe(experiment: Experiment, state: TrainState, seeds: int = 1) -> dict[
         "steps_per_epoch": experiment.steps_per_epoch,
         "num_steps": experiment.num_steps,
     }
+
+
+def classifier_of(head: Variables) -> Variables:
+    """The network's own classifier: the last block's head, or what is called ``output`` of it, if it holds more."""
+    for name in ("output", "inner"):  # of a sum of objectives, and behind an adapter
+        head = pick(head, name) if any(name in tree for tree in head.values()) else head
+    return head
 
 
 def environment() -> dict[str, str]:

@@ -19,13 +19,15 @@ import orbax.checkpoint as ocp
 from absl import flags
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from experiments.build import evaluate
-from experiments.cli import UserError, run
+from experiments.build import classifier_of, evaluate
+from experiments.cli import UserError, run, saving
 from experiments.summary import aligned, exit_errors
 from experiments.trained import Trained, one_seed, restore
 from experiments.workdir import load_record
+from jaxlocal.rules.deep_supervision import Tap
+from jaxlocal.rules.dfa import Isolated
 from jaxlocal.variables import RUNNING, Variables, pick, size
 
 WEIGHTS = "model.safetensors"
@@ -35,10 +37,10 @@ def backbone(run: Trained) -> dict[str, Variables]:
     """The variables of every unit, and of the network's own classifier, by name."""
     parts: dict[str, Variables] = {}
     for block, state in zip(run.experiment.blocks, run.state.blocks, strict=True):
-        for j in range(len(block.units)):
-            parts[f"unit_{len(parts)}"] = pick(state.variables, f"unit_{j}")
-    last = pick(run.state.blocks[-1].variables, "head")  # under deep supervision it holds the heads as well
-    parts["classifier"] = {c: tree.get("output", tree) for c, tree in last.items()}
+        for j, unit in enumerate(block.units):
+            own = pick(state.variables, f"unit_{j}")
+            parts[f"unit_{len(parts)}"] = pick(own, "unit") if isinstance(unit, Isolated | Tap) else own
+    parts["classifier"] = classifier_of(pick(run.state.blocks[-1].variables, "head"))
     return jax.device_get({name: part for name, part in parts.items() if jax.tree.leaves(part)})
 
 
@@ -92,19 +94,20 @@ def main(argv: Sequence[str]) -> None:
     trained = one_seed(restore(workdir, _CHECKPOINT.value))
     parts = backbone(trained)
     flat = traverse_util.flatten_dict(parts, sep=".")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output={output} is not an empty directory: give a new one")
     errors = exit_errors(evaluate(trained.experiment, trained.state, trained.config)[0])
-    try:
+    with saving(output):
         output.mkdir(parents=True, exist_ok=True)
-        if any(output.iterdir()):
-            raise UserError(f"--output={output} is not empty: give a new directory")
         about = {"format": "jaxlocal", "model": json.dumps(trained.config.model.to_dict()), "step": str(trained.step)}
-        save_file({name: np.ascontiguousarray(x) for name, x in flat.items()}, str(output / WEIGHTS), about)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((output / "orbax").absolute(), parts)
+        (output / WEIGHTS).write_bytes(save({name: np.ascontiguousarray(x) for name, x in flat.items()}, about))
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save((output / "orbax").absolute(), parts)
+        except ValueError as error:  # of TensorStore
+            raise OSError(str(error).splitlines()[0]) from error
         (output / "config.json").write_text(json.dumps(trained.config.to_dict(), indent=2) + "\n")
         (output / "README.md").write_text(card(trained, load_record(workdir), errors, parts))
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     print(f"{len(flat)} tensors of {len(parts)} parts at step {trained.step}: {output}")
 
 

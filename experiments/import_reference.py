@@ -1,4 +1,4 @@
-r"""Makes a run out of weights that the authors' PyTorch code trained: evaluate it, analyze it, start from it.
+r"""Makes a run out of weights that the authors' PyTorch code trained: analyze it, start from it.
 
 .. code-block:: shell
 
@@ -10,6 +10,7 @@ The file is a ``state_dict`` as ``.safetensors`` or ``.npz``; names are translat
 by ``safetensors.torch.save_file(model.state_dict(), path)``.
 """
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,9 +25,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from experiments.build import Experiment, build, describe, environment
-from experiments.checkpoint import Checkpoints, has_any
+from experiments.checkpoint import NOT_EVALUATED, Checkpoints, has_any
 from experiments.cli import UserError, config_flag, run
+from experiments.record import Recorder
 from experiments.reference import Layout, from_reference
+from experiments.training import test
 from experiments.workdir import claimed
 from jaxlocal.block import BlockState
 from jaxlocal.executors import TrainState
@@ -42,14 +45,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 tensors = dict(file)
         else:
             raise UserError(
                 f"--weights={path}: give a .safetensors or .npz file; convert a .pth where it was made, by "
                 "safetensors.torch.save_file(model.state_dict(), path)"
             )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise UserError(f"--weights={path} cannot be read: {error}") from error
     # Networks wrapped for several devices have a prefix; counters of batches are of no use here.
     return {k.removeprefix("module."): x for k, x in tensors.items() if not k.endswith("num_batches_tracked")}
@@ -91,7 +94,7 @@ def filled(experiment: Experiment, config: ConfigDict, state: TrainState, tensor
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes a finished run: its config and one checkpoint."""
+    """Writes a finished run: its config, one checkpoint, and its test errors."""
     del argv
     config = _CONFIG()
     if not _WEIGHTS.value or not _WORKDIR.value:
@@ -103,9 +106,12 @@ def main(argv: Sequence[str]) -> None:
     experiment = build(config)
     state = filled(experiment, config, experiment.init(config), tensors)
     about = describe(experiment, state)
+    step = experiment.num_steps
     with claimed(workdir, config, about, environment()), closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(experiment.num_steps, state)
-    print(f"{len(tensors)} tensors: {workdir}; now python -m experiments.evaluate --workdir={workdir}")
+        with closing(Recorder(workdir, step)) as recorder:
+            exits = test(step, state, config, experiment, recorder)[0]
+        checkpoints.save(step, state, exits[-1].get("accuracy", NOT_EVALUATED))
+    print(f"{len(tensors)} tensors: {workdir}; now python -m experiments.analyze --workdir={workdir}")
 
 
 if __name__ == "__main__":  # flags are the program's: as modules, several are used together

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from experiments.summary import Row
 
 Numbers = Sequence[float] | np.ndarray
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+matplotlib.rcParams["svg.hashsalt"] = "jaxlocal"  # equal pictures are equal files
 
 
 def comparison(rows: Mapping[str, Row], path: Path) -> None:
@@ -184,16 +186,46 @@ def matrix(values: np.ndarray, xlabel: str, ylabel: str, bar: str, *, form: str 
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture as ``.png`` and as ``.svg``."""
     figure.savefig(path.with_suffix(".png"), dpi=130)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    path.with_suffix(".svg").write_text(svg(figure))
+
+
+def svg(figure: Figure) -> str:
+    """A picture as the text of an SVG file."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 def inline(figure: Figure) -> str:
     """A picture as an SVG element, for a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return embedded(text.getvalue())
+    return embedded(svg(figure))
 
 
-def embedded(svg: str) -> str:
-    """The element of an SVG file, without the names of its groups, which a page of several has once only."""
-    return re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+def embedded(text: str) -> str:
+    """The element of an SVG file, without the names of its groups, which a page of several has once only.
+
+    Raises:
+      ValueError: if it is none, or could act on the page: it has scripts, handlers, foreign elements or links.
+    """
+    try:
+        elements = list(ElementTree.fromstring(text).iter())
+    except ElementTree.ParseError as error:
+        raise ValueError(f"it is no SVG: {error}") from error
+    if not elements[0].tag.endswith("}svg"):
+        raise ValueError("it is no SVG")
+    for element in elements:
+        kind = element.tag.rpartition("}")[2]
+        names = [name.rpartition("}")[2] for name in element.attrib]
+        outward = [
+            x
+            for name, x in element.attrib.items()
+            if name.endswith("href") and not x.startswith(("#", "data:image/png"))
+        ]
+        if (
+            kind in ("script", "foreignObject", "iframe", "a")
+            or any(name.startswith("on") for name in names)
+            or outward
+            or (kind == "style" and re.search(r"@import|url\(", element.text or ""))
+        ):
+            raise ValueError(f"its element {kind} could act on the page")
+    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])

@@ -305,7 +305,7 @@ def measure(config: ConfigDict, dataset: data.Input) -> Measured:
 def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
     """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head."""
     cutter = Cutter(config, dataset.num_classes)
-    b, dtype = config.batch_size, DTYPES[config.dtype]
+    b, dtype, optimizer = config.batch_size, DTYPES[config.dtype], optax.sgd(0.1)  # one, so that equals are traced once
     batch = _abstract_batch(b, dataset.image_shape)
     carry: Carry = batch.image
     found: list[UnitCost] = []
@@ -315,7 +315,8 @@ def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
         block = Block((unit,), head._replace(sync=no_sync), cutter.remat)
         same = (block, carry.shape, carry.dtype)
         if same not in known:
-            whole, bare = (_alone(x, carry, batch, dtype) for x in (block, block._replace(objective=_NO_HEAD)))
+            both_of = (block, block._replace(objective=_NO_HEAD))
+            whole, bare = (_alone(x, carry, batch, dtype, optimizer) for x in both_of)
             both, own = (flops_of(program.lowered) / b for program in (whole, bare))
             out = abstract(whole.lowered.out_info[1])
             cost = UnitCost(type(unit).__name__, out.shape[1:], _compiled(whole).temporaries, own, both - own)
@@ -326,7 +327,10 @@ def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
 
 
 def block_costs(experiment: Experiment, config: ConfigDict) -> tuple[BlockCost, ...]:
-    """Each block of one seed as a program of its own, as the streamed executor compiles it; nothing is run."""
+    """Each block of one seed as a program of its own, as the streamed executor compiles it; nothing is run.
+
+    What a block looks at of the next one (MAN) is left out.
+    """
     b, dtype = config.batch_size, DTYPES[config.dtype]
     batch, key = _abstract_batch(b, experiment.dataset.image_shape), jax.random.key(0)
     found: list[BlockCost] = []
@@ -335,7 +339,8 @@ def block_costs(experiment: Experiment, config: ConfigDict) -> tuple[BlockCost, 
         feed = functools.partial(experiment.feed, i, train=True)
         carry = jax.eval_shape(feed, carry, batch, key)
         block = block._replace(objective=block.objective._replace(sync=no_sync))
-        whole, bare = (_alone(x, carry, batch, dtype) for x in (block, block._replace(objective=_NO_HEAD)))
+        both_of = (block, block._replace(objective=_NO_HEAD))
+        whole, bare = (_alone(x, carry, batch, dtype, experiment.optimizer) for x in both_of)
         both, own = (flops_of(program.lowered) / b for program in (whole, bare))
         found.append(BlockCost(_compiled(whole).temporaries, own, both - own))
         carry = whole.lowered.out_info[1]
@@ -347,14 +352,11 @@ def _abstract_batch(size: int, image_shape: tuple[int, ...]) -> Any:
     return Batch(image, jax.ShapeDtypeStruct((size,), jnp.int32), image)  # type: ignore[arg-type]
 
 
-def _alone(block: Block, carry: Carry, batch: Any, dtype: Any) -> Program:
+def _alone(block: Block, carry: Carry, batch: Any, dtype: Any, optimizer: optax.GradientTransformation) -> Program:
     """The update of a block as the first of a network, on inputs like ``carry``."""
     fed = batch._replace(image=carry)
-    executor = streamed((block,), chain(), _OPTIMIZER, dtype=dtype)
+    executor = streamed((block,), chain(), optimizer, dtype=dtype)
     return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
-
-
-_OPTIMIZER = optax.sgd(0.1)  # one for all, so that equal blocks are traced once
 
 
 def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:

@@ -17,10 +17,11 @@ import numpy as np
 from absl import flags
 
 from experiments import pictures
-from experiments.cli import UserError, run
+from experiments.build import check_fields
+from experiments.cli import UserError, run, saving, user_input
 from experiments.record import read_history
-from experiments.summary import errors_over_time
-from experiments.workdir import load_record
+from experiments.summary import errors_by_block, errors_over_time
+from experiments.workdir import load_config, load_record
 
 # What the pictures of experiments.analyze show.
 _ANALYSIS = {
@@ -77,8 +78,10 @@ def read(directories: Sequence[Path]) -> list[Run]:
     """The runs, named after their rules where these differ, else after their directories.
 
     Raises:
-      UserError: if there is no run in one of them, or nothing was evaluated yet.
+      UserError: if there is no run in one of them, its config is damaged, or nothing was evaluated yet.
     """
+    for directory in directories:
+        check_fields(load_config(directory))
     records = [load_record(directory) for directory in directories]
     rules = [_rule(record["config"]["rule"]) for record in records]
     names = rules if len(set(rules)) == len(rules) else list(map(str, directories))
@@ -105,8 +108,8 @@ def _rule(spec: Mapping[str, Any]) -> str:
 def page(runs: Sequence[Run]) -> str:
     """The whole page, as HTML."""
     title = " and ".join(this.name for this in runs) if len(runs) < 3 else f"{len(runs)} runs"
-    first = runs[0].config
-    parts = [f"<h1>{_text(title)}</h1>", _paragraph(f"{first['model']['name']} on {first['dataset']}"), _overview(runs)]
+    trained = dict.fromkeys(f"{this.config['model']['name']} on {this.config['dataset']}" for this in runs)
+    parts = [f"<h1>{_text(title)}</h1>", _paragraph("; ".join(trained)), _overview(runs)]
     if len(runs) > 1:
         curves = {this.name: (this.steps, this.errors[:, -1]) for this in runs}
         parts += [_pictures({"Test error at the last exit": _curves(curves, "test error (%)")}), _differences(runs)]
@@ -161,7 +164,8 @@ def _section(this: Run) -> str:
     for name, caption in _ANALYSIS.items():
         path = this.directory / "analysis" / f"{name}.svg"
         if path.exists():
-            shown[caption] = pictures.embedded(path.read_text())
+            with user_input(str(path)):
+                shown[caption] = pictures.embedded(path.read_text())
     about = this.about
     facts = (
         f"{about['units']} units, cuts {about['cuts']}; {about['train_examples']:,} training and "
@@ -193,11 +197,10 @@ def _losses(this: Run, split: str, steps: Sequence[int]) -> np.ndarray:
 
 def _blocks(this: Run) -> str:
     counts, losses = this.about["parameters"], _losses(this, "test", this.steps[-1:])[0]
-    several = this.errors.shape[1] != len(counts)  # exits in one block, under deep supervision
+    errors = errors_by_block(this.errors[-1], len(counts))
     rows: list[Sequence[Any]] = [("block", "first unit", "parameters", "in head", "test loss", "test error %")]
     for i, (count, first) in enumerate(zip(counts, (0, *this.about["cuts"]), strict=True)):
-        error = ", ".join(map(_percent, this.errors[-1])) if several else _percent(this.errors[-1, i])
-        rows.append((i, first, f"{count['network']:,}", f"{count['head']:,}", f"{losses[i]:.4f}", error))
+        rows.append((i, first, f"{count['network']:,}", f"{count['head']:,}", f"{losses[i]:.4f}", errors[i]))
     return _table(rows)
 
 
@@ -248,11 +251,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--workdir: name each run once")
     text = page(read(directories))
     path = Path(_OUTPUT.value) if _OUTPUT.value else directories[0] / "report.html"
-    try:
+    with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    except OSError as error:
-        raise UserError(f"--output={path} cannot be written: {error.strerror}") from error
     print(f"report: {path} ({len(text) / 1e6:.1f} MB)")
 
 

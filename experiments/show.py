@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from ml_collections import ConfigDict
 
+from experiments import pictures
 from experiments.build import Experiment, build, describe
-from experiments.cli import UserError, config_flag, run
+from experiments.cli import UserError, config_flag, run, saving
 from experiments.cost import MIB
 from experiments.planning import BlockCost, block_costs, settled
 from experiments.summary import aligned
@@ -242,8 +243,8 @@ def main(argv: Sequence[str]) -> None:
     """Prints the network, and draws it."""
     del argv
     config = _CONFIG()
-    if _SVG.value and Path(_SVG.value).suffix not in (".svg", ".png"):
-        raise UserError(f"--svg={_SVG.value}: give a file that ends in .svg, or in .png")
+    if _SVG.value and Path(_SVG.value).suffix != ".svg":
+        raise UserError(f"--svg={_SVG.value}: give a file that ends in .svg")
     config = settled(config, say=print)
     experiment = build(config)
     blocks = blocks_of(experiment, config)
@@ -254,11 +255,9 @@ def main(argv: Sequence[str]) -> None:
     )
     if _SVG.value:
         path = Path(_SVG.value)
-        try:
+        with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw(blocks).savefig(path, dpi=110)
-        except OSError as error:
-            raise UserError(f"--svg={path} cannot be written: {error.strerror}") from error
+            path.write_text(pictures.svg(draw(blocks)))
         print(f"\npicture: {path}")
 
 

@@ -89,6 +89,12 @@ def errors_over_time(history: Sequence[Mapping[str, Any]]) -> tuple[list[int], n
     return steps, np.array(means)
 
 
+def errors_by_block(errors: Sequence[float], num_blocks: int) -> list[str]:
+    """The errors of :func:`exit_errors` for a table of blocks; one block may have several exits."""
+    shown = [f"{error:.2f}" if math.isfinite(error) else "-" for error in errors]
+    return shown if len(shown) == num_blocks else [", ".join(shown)]
+
+
 def summarise(runs: Sequence[Results], cost: Cost, speed: float) -> Row:
     """One row of the table."""
     seeds = [exits for run in runs for exits in run.seeds]

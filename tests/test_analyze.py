@@ -54,6 +54,7 @@ def test_the_program_writes_pictures_and_numbers(runs):
     assert "unit 0, CKA" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_itself(runs):
     """CKA of every unit with itself is 1, and both runs' probes are one."""
     run = restore(runs / "backprop")
@@ -71,11 +72,13 @@ def test_every_kind_of_rule_is_looked_at(rule, tmp_path):
     assert len(seen.probes) == len(seen.grams) == 6
     assert np.all(np.isfinite(seen.probes))
     assert len(analyze.cosines(run)) == len(run.experiment.blocks)
+    assert len(analyze.table_of_blocks(seen, analyze.cosines(run)).splitlines()) == 2 + len(run.experiment.blocks)
 
 
+@pytest.mark.slow
 def test_bad_input_ends_in_one_line(runs, tmp_path):
     done = program("analyze", f"--workdir={runs / 'auglocal'}", f"--against={tmp_path / 'none'}")
     assert_one_line_error(done, "no run in")
     train_and_evaluate(smoke("backprop", dataset="random_8_10_100", model=SMALL), tmp_path)
     done = program("analyze", f"--workdir={runs / 'auglocal'}", f"--against={tmp_path}")
-    assert_one_line_error(done, "was trained on random_8_10_100", "on digits")
+    assert_one_line_error(done, "was tested on 50 images 8x8x3 of random_8_10_100", "8x8x1 of digits")

@@ -11,15 +11,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from experiments import export, import_reference, predict
-from experiments.build import build
+from experiments.build import build, describe
 from experiments.cli import UserError
 from experiments.configs import common
 from experiments.reference import Layout, to_reference, value
 from experiments.registry import parse_calls
-from experiments.trained import restore
+from experiments.trained import Trained, restore
 from experiments.training import train_and_evaluate
 from jaxlocal import data
-from jaxlocal.variables import pick
+from jaxlocal.variables import pick, size
 from tests.programs import assert_one_line_error, program
 
 
@@ -53,7 +53,23 @@ def test_an_exported_network_is_the_trained_one(workdir, tmp_path):
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"{100 * (1 - last['accuracy'][-1]):.2f}" in text
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dataset"] == "digits"
-    assert_one_line_error(program("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}"), "is not empty")
+    assert_one_line_error(
+        program("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}"), "is not an empty directory"
+    )
+
+
+@pytest.mark.parametrize("rule", ["tpsgd", "dfa", "deep_supervision(dgl)"])
+def test_what_a_rule_wraps_around_the_network_is_left_out(rule):
+    """Projections, feedback, isolation, taps and heads: the tensors are those of the plain network."""
+    made = {}
+    for name in (rule, "backprop"):
+        config = smoke(name, {"name": "convnet", "features": (4, 4), "strides": (1, 2)})
+        experiment = build(config)
+        run = Trained(config, experiment, 0, experiment.init(config))
+        made[name] = jax.tree.map(np.shape, export.backbone(run))
+        counts = describe(experiment, run.state)["parameters"]
+        assert sum(count["network"] for count in counts) == size([x["params"] for x in export.backbone(run).values()])
+    assert made[rule] == made["backprop"]
 
 
 def test_a_damaged_export_is_one_line(tmp_path):
@@ -80,16 +96,29 @@ def test_files_are_predicted_as_the_test_split_is(workdir, tmp_path):
     assert [line["exits"] for line in lines] == np.argmax(exits, -1).T.tolist()
 
 
-def test_an_image_of_any_size_and_mode_is_fitted(tmp_path):
+def of_shape(*shape: int) -> data.InMemory:
+    split = data.Split(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32))
+    return data.InMemory(data.Dataset("cifar10", 10, split, split))
+
+
+def test_an_image_of_any_size_and_mode_is_fitted(tmp_path, monkeypatch):
     wide = np.zeros((10, 30), np.uint8)
     wide[:, 10:20] = 200  # the middle square
     Image.fromarray(wide).convert("RGBA").save(tmp_path / "wide.png")
-    assert np.all(predict.read(tmp_path / "wide.png", (4, 4, 3)) == 200)
-    assert predict.read(tmp_path / "wide.png", (5, 5, 1)).shape == (5, 5, 1)
+    square = predict.read(tmp_path / "wide.png", of_shape(4, 4, 3))
+    assert np.all(square[:, 1:3] == 200)
+    assert np.all(square > 150)  # smoothed at the edge of the square
+    assert predict.read(tmp_path / "wide.png", of_shape(5, 5, 1)).shape == (5, 5, 1)
+    assert (
+        predict.read(tmp_path / "wide.png", of_shape(5, 15, 3))[:, ::7].tolist() == [[[0] * 3, [200] * 3, [0] * 3]] * 5
+    )
     (tmp_path / "text.png").write_text("no image")
     for name in ("text.png", "missing.png"):
         with pytest.raises(UserError, match=f"image .*{name}"):
-            predict.read(tmp_path / name, (4, 4, 3))
+            predict.read(tmp_path / name, of_shape(4, 4, 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"image .*wide\.png: .* too large a one"):
+        predict.read(tmp_path / "wide.png", of_shape(4, 4, 3))
 
 
 @pytest.mark.parametrize("rule", ["auglocal(depth=1)", "man(dgl)"])
@@ -134,6 +163,11 @@ def test_nothing_is_unpickled(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"give a \.safetensors or \.npz file"):
         import_reference.read(tmp_path / "a.pth")
-    np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="cannot be read"):
-        import_reference.read(tmp_path / "a.npz")
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    np.savez(tmp_path / "whole.npz", x=np.ones(100))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-50])
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("pickled", "cut", "array", "missing"):
+        with pytest.raises(UserError, match="cannot be read"):
+            import_reference.read(tmp_path / f"{name}.npz")

@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from ml_collections import ConfigDict
 
+from experiments import pictures
+from experiments.cli import NOT_SAVED, UserError
 from experiments.configs import common
 from experiments.registry import parse_calls
 from experiments.report import page, read
@@ -73,6 +75,26 @@ def test_the_page_stands_alone(runs):
     assert len(ids) == len(set(ids))
 
 
+def test_pictures_of_an_analysis_are_in_the_page_but_nothing_that_acts(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "run")
+    picture = tmp_path / "run" / "analysis" / "probes.svg"
+    picture.parent.mkdir()
+    picture.write_text(pictures.svg(pictures.bars([1.0, 2.0], "block", "what only this one says")))
+    assert "what only this one says" in page(read([tmp_path / "run"]))
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{}</svg>'
+    for bad in (
+        svg.format("<script>alert(1)</script>"),
+        svg.format('<g onload="alert(1)"/>'),
+        svg.format('<image xlink:href="http://elsewhere/a.png"/>'),
+        svg.format("<style>@import 'a.css';</style>"),
+        svg.format("")[:-9],
+        "",
+    ):
+        picture.write_text(bad)
+        with pytest.raises(UserError, match=r"probes\.svg: "):
+            page(read([tmp_path / "run"]))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome is installed; PyPI has none")
 @pytest.mark.parametrize("width", [390, 1280])
@@ -101,13 +123,16 @@ def test_the_page_opens_in_a_browser(runs, tmp_path, width):
     assert asked == [path.as_uri()]
 
 
+@pytest.mark.slow
 def test_bad_input_ends_in_one_line(runs, tmp_path):
     assert_one_line_error(program("report"), "--workdir is needed")
     shutil.copytree(runs[0], tmp_path / "new")
     (tmp_path / "new" / "metrics.jsonl").unlink()
     assert_one_line_error(program("report", f"--workdir={tmp_path / 'new'}"), "nothing was evaluated yet")
     done = program("report", f"--workdir={runs[0]}", f"--output={tmp_path}")
-    assert_one_line_error(done, "--output=", "cannot be written")
+    assert_one_line_error(done, "cannot be written", code=NOT_SAVED)
+    (tmp_path / "new" / "config.json").write_text('{"config": {}}')
+    assert_one_line_error(program("report", f"--workdir={tmp_path / 'new'}"), "the config has no field")
 
 
 def test_the_program_writes_the_page(runs, tmp_path):
