@@ -1,7 +1,11 @@
 """Notebooks run, in a short form, and their outputs, of the full form, are there for readers."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -27,9 +31,8 @@ def parameters(notebook) -> nbformat.NotebookNode:
     return cell
 
 
-def execute(notebook, monkeypatch) -> list[nbformat.NotebookNode]:
+def execute(notebook) -> list[nbformat.NotebookNode]:
     """Runs it where notebooks are, as a user does; returns the outputs of all cells. A cell that raises is an error."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     resources = {"metadata": {"path": ROOT / "notebooks"}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -62,13 +65,28 @@ def test_the_short_form_sets_what_the_full_form_sets(path):
 
 @pytest.mark.slow
 @every_notebook
-def test_a_notebook_runs(path, monkeypatch):
+def test_a_notebook_runs(path):
     notebook = nbformat.read(path, 4)
     parameters(notebook).source = SHORT[path.stem]
-    execute(notebook, monkeypatch)
+    execute(notebook)
 
 
-def test_a_run_prints_in_one_place(monkeypatch):
+def test_the_rule_of_the_fourth_may_be_a_file_of_the_library(tmp_path):
+    """As it says, and the README."""
+    shutil.copytree(ROOT / "jaxlocal", tmp_path / "jaxlocal", ignore=shutil.ignore_patterns("__pycache__"))
+    (cell,) = [c for c in nbformat.read(NOTEBOOKS[3], 4).cells if c.source.startswith("import jax\n")]
+    (tmp_path / "jaxlocal" / "rules" / "two_heads.py").write_text(cell.source)
+    with (tmp_path / "jaxlocal" / "rules" / "__init__.py").open("a") as file:
+        file.write("\nfrom jaxlocal.rules.two_heads import two_heads\n__all__ += ['two_heads']\n")
+    shown = "from experiments import registry; print(registry.RULES['two_heads'].__module__)"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", shown], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "jaxlocal.rules.two_heads", done.stderr
+
+
+def test_a_run_prints_in_one_place():
     """In a notebook; what was printed before stays."""
     source = """
 from experiments.notebook import printing_in_place
@@ -78,7 +96,7 @@ with printing_in_place():
     print("second", flush=True)
 print("after", flush=True)
 """
-    before, place, after = execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), monkeypatch)
+    before, place, after = execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]))
     assert (before.text, place.data["text/plain"], after.text) == ("before\n", "second", "after\n")
 
 
