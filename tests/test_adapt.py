@@ -86,6 +86,7 @@ def test_rotated_images():
         data.load("rotated_x_digits")
 
 
+@pytest.mark.slow
 def test_a_network_meets_another_domain(tmp_path, adam):
     """The run starts at what the trained network does there, gets better, and every trained number is still there."""
     source = train_and_evaluate(digits(), tmp_path / "source")

@@ -54,6 +54,7 @@ def test_memory_compiles_each_case_once(tmp_path):
     assert len((tmp_path / "memory.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_speed_is_relative_to_backprop(tmp_path):
     """All cases of a group take turns; the second run measures nothing; a new case makes it measure the group again."""
     given = [
@@ -87,6 +88,7 @@ def test_speed_is_relative_to_backprop(tmp_path):
     assert cells((tmp_path / "table.md").read_text()) == rows
 
 
+@pytest.mark.slow
 def test_what_the_device_has_no_memory_for_is_skipped(monkeypatch, tmp_path):
     """A step that does not fit is a line; without backprop the others still have a table."""
 

@@ -57,6 +57,7 @@ def test_loss_of_every_block_falls(name):
         assert after["loss"] < 0.9 * before["loss"]
 
 
+@pytest.mark.slow
 @rows
 def test_executors_agree(name):
     """Two steps and an evaluation: all blocks in one program, one program each, and with states in host memory."""
@@ -134,6 +135,7 @@ def test_checkpoint_round_trip(name, tmp_path: Path):
     assert restored.step == 1
 
 
+@pytest.mark.slow
 @rows
 def test_vmap_over_seeds(name):
     t = toy.make(ROWS[name][0])

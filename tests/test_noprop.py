@@ -159,6 +159,7 @@ def test_other_networks_are_refused(network, message):
         rules.noprop_dt()(network, 10)
 
 
+@pytest.mark.slow
 def test_a_step_is_learned_from_noised_labels_and_the_chain_then_predicts():
     """On 64 digits: the blocks overfit one by one, and the prediction that joins them is right."""
     local, blocks = rule_and_blocks(dropout=0.0)

@@ -71,6 +71,7 @@ def test_links_keep_values_and_say_where_they_are():
     assert {leaf.device for leaf in jax.tree.leaves(there)} == {DEVICES[2]}
 
 
+@pytest.mark.slow
 def test_several_seeds_train_together():
     t = toy.make(rules.man(rules.greedy()))
     keys = jax.random.split(jax.random.key(0), 2)
@@ -108,6 +109,7 @@ def test_shapes_of_a_state_are_found_without_it():
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes.blocks, executor.init(jax.random.key(0), image).blocks)
 
 
+@pytest.mark.slow
 def test_seconds_of_blocks():
     t = toy.make(rules.dgl())
     before = jax.device_get(t.state.blocks)

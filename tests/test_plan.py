@@ -46,12 +46,14 @@ def test_what_is_no_size_is_refused(text):
         parse_memory(text, "memory")
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_takes_more_blocks(plans):
     assert [plan.cost.total <= mib * MIB for mib, plan in plans.items()] == [True] * 3
     one, few, more = (len(plan.cuts) + 1 for plan in plans.values())
     assert 1 == one < few < more
 
 
+@pytest.mark.slow
 def test_a_plan_is_the_step_that_training_compiles(plans):
     config = config_of("greedy", cuts=plans[4].config.cuts, executor=plans[4].config.executor)
     experiment = build(config, DATASET)
@@ -60,6 +62,7 @@ def test_a_plan_is_the_step_that_training_compiles(plans):
     assert cost.of_step(experiment, config, state, examples) == plans[4].cost
 
 
+@pytest.mark.slow
 def test_auto_finds_the_cuts_of_the_plan(plans):
     assert settled(config_of("greedy", cuts="auto:4MiB")) == plans[4].config
 
@@ -119,6 +122,7 @@ def test_units_have_the_heads_that_they_would_end_a_block_with():
     assert units[0].head > 5 * units[-1].head  # two units and a classifier, and a classifier
 
 
+@pytest.mark.slow
 def test_an_impossible_budget_names_the_smallest_step():
     with pytest.raises(DoesNotFitError) as error:
         search(config_of("greedy"), DATASET, 100 * 1024, ["fused"])
@@ -147,6 +151,7 @@ def test_the_program_halves_the_batch_where_nothing_fits():
     assert command.startswith(f"python -m experiments.speed '--models={MODEL}' --rules=greedy --cuts=")
 
 
+@pytest.mark.slow
 def test_remat_is_shown_where_it_takes_fewer_blocks(monkeypatch):
     plain = {cuts: measure(config_of("greedy", cuts=cuts), DATASET) for cuts in ("even:1", "2,4")}
     found = {cuts: measure(config_of("remat(greedy)", cuts=cuts), DATASET) for cuts in ("even:1", "4", "2,4")}

@@ -3,9 +3,17 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "experiments" / "results").glob("*.md")),
+]
 
 
+@pytest.mark.slow
 def test_the_python_example_runs():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     namespace: dict = {}
@@ -15,10 +23,20 @@ def test_the_python_example_runs():
 
 
 def test_links_lead_somewhere():
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
-    for page in pages:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    for page in (*PAGES, *sorted((ROOT / "notebooks").glob("*.ipynb"))):
+        for target in re.findall(r"\]\(([^)#: ]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_printed_commands_have_flags_that_there_are():
+    shared = "".join((ROOT / "experiments" / name).read_text() for name in ("bench.py", "cli.py", "processes.py"))
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for module, arguments in re.findall(r"python -m (experiments\.\w+)([^\n`]*)", text):
+            source = (ROOT / f"{module.replace('.', '/')}.py").read_text() + shared
+            for flag in re.findall(r"--(\w+)", re.sub(r"'[^']*'|\"[^\"]*\"", "", arguments)):
+                known = any(f'"{name}"' in source for name in (flag, flag.removeprefix("no")))
+                assert known or flag == "config", f"{page.name}: {module} has no flag --{flag}"
 
 
 def test_every_package_has_a_page_in_the_reference():

@@ -7,6 +7,7 @@ from jaxlocal import rules
 from tests import toy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [rules.backprop(), rules.man(rules.dgl())])
 @pytest.mark.parametrize("options", [(1,), (2,), (2, True)])
 def test_the_update_is_the_same(base, options):

@@ -36,6 +36,7 @@ def test_stages_make_the_update_of_one_device(microbatches):
     assert {leaf.device for leaf in jax.tree.leaves(states[1])} == {jax.devices()[1]}
 
 
+@pytest.mark.slow
 def test_units_are_measured():
     t = toy.make(rules.backprop())
     units = measure_units(t.blocks[0], toy.OPTIMIZER, t.state.blocks[0], t.batch, rounds=2)

@@ -30,6 +30,7 @@ def kinds(block: show.Shown) -> list[list[str]]:
     return [[part.kind for part in chain] for chain in block.heads]
 
 
+@pytest.mark.slow
 def test_heads_name_the_units_they_copy():
     """Uniform selection on six units: a head on unit 0 copies units round(0 + 5 / 2) = 2 and 5."""
     blocks = shown("auglocal(depth=2)")
@@ -42,12 +43,14 @@ def test_heads_name_the_units_they_copy():
     assert [part.output for part in blocks[0].heads[0]] == ["4x4x64", "2x2x128", "10"]
 
 
+@pytest.mark.slow
 def test_the_head_under_man_stands_one_unit_further_on():
     momentum, head = kinds(shown("man(auglocal(depth=2))")[0])
     assert momentum == ["bias: unit 1", "average: unit 1"]
     assert head == ["ConvUnit of unit 3", "ConvUnit of unit 5", "Dense"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["auglocal", "backprop", "man(infopro)", "deep_supervision(dgl)"])
 def test_units_and_parameters_are_those_of_the_state(rule):
     config = digits(rule)
@@ -62,6 +65,7 @@ def test_units_and_parameters_are_those_of_the_state(rule):
     assert tuple(block.first for block in blocks) == (0, *experiment.network.cuts)
 
 
+@pytest.mark.slow
 def test_the_blocks_add_up_to_the_step():
     """One way to measure: the blocks' computation is that of the step before it is compiled, but for the optimizer."""
     config = digits("auglocal")
@@ -72,6 +76,7 @@ def test_the_blocks_add_up_to_the_step():
     assert all(block.temporaries > 0 for block in costs)
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_are_shown_as_one():
     assert shown("auglocal", seeds=3) == shown("auglocal")
 
@@ -86,6 +91,7 @@ def test_the_program_prints_and_draws(tmp_path):
     assert ET.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     done = program("show", "--config=experiments/configs/auglocal_digits.py", f"--svg={tmp_path / 'file' / 'a.svg'}")

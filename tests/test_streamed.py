@@ -25,6 +25,7 @@ from jaxlocal.variables import nbytes
 from tests import toy
 
 
+@pytest.mark.slow
 def test_resnet110_in_55_blocks_is_a_handful_of_programs():
     """Stem, and in each of three stages the first unit and the others; the last block has no cut."""
     units = models.resnet(110, width=4)
@@ -108,6 +109,7 @@ def test_a_restored_state_rests_in_host_memory(tmp_path):
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(restored.blocks)} == {"pinned_host"}
 
 
+@pytest.mark.slow
 def test_seeds_together():
     keys = jnp.stack([jax.random.key(seed) for seed in range(3)])
     results = []
