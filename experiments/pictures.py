@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -202,7 +203,7 @@ def inline(figure: Figure) -> str:
 
 
 def embedded(text: str) -> str:
-    """The element of an SVG file, without the names of its groups, which a page of several has once only.
+    """The element of an SVG file, whose names are its own in a page of several.
 
     Raises:
       ValueError: if it is none, or could act on the page: it has scripts, handlers, foreign elements or links.
@@ -228,4 +229,5 @@ def embedded(text: str) -> str:
             or (kind == "style" and re.search(r"@import|url\(", element.text or ""))
         ):
             raise ValueError(f"its element {kind} could act on the page")
-    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    own = rf"\1p{zlib.crc32(text.encode()):08x}-"
+    return re.sub(r'(\bid="|href="#|url\(#)', own, text[text.index("<svg") :])

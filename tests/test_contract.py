@@ -47,6 +47,7 @@ def flax_promotion(dtype):
 rows = pytest.mark.parametrize("name", ROWS)
 
 
+@pytest.mark.slow
 @rows
 def test_loss_of_every_block_falls(name):
     t = toy.make(ROWS[name][0])
@@ -90,7 +91,7 @@ def test_traces_once(name):
 
 
 @rows
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_state_keeps_structure_shapes_and_dtypes(name, dtype):
     t = toy.make(ROWS[name][0], dtype=dtype)
     before = jax.eval_shape(lambda: t.state)

@@ -201,6 +201,7 @@ def test_a_run_that_goes_on_ends_as_the_whole_one(directory, tmp_path, data_para
     assert whole.about["train_examples"] == TRAIN
 
 
+@pytest.mark.slow
 def test_imagenet_by_mock(tmp_path):
     """One step on what stands in for ImageNet: 1000 classes, the split validation."""
     with tfds.testing.mock_data(as_data_source_fn=pictures.in_place_of_tfds):
@@ -210,6 +211,7 @@ def test_imagenet_by_mock(tmp_path):
     assert np.isfinite(results.seeds[0][-1]["loss"])
 
 
+@pytest.mark.slow
 def test_a_plan_reads_no_example(directory, monkeypatch):
     c = config(directory, batch_size=32)  # large beside what an update does whatever the batch
     dataset = build(c).dataset

@@ -50,6 +50,7 @@ def altered(tmp_path, change, name: str = "bp_resnet32") -> str:
     return f"--golden={path}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", ["losses", "logits", "gradients", "running_statistics"])
 def test_notices_a_difference(tmp_path, quantity):
     def change(golden):

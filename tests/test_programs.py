@@ -485,6 +485,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage, capfd):
     """The run goes on from the one before, and ends as if nothing had happened."""
@@ -599,11 +600,10 @@ def test_durations(text, expected):
 
 def test_a_metrics_file_cut_short_loses_only_its_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    path.write_text('{"step": 1, "split": "test"}\n{"step": 2, "split": "test"}\n{"st')
     assert [line["step"] for line in read_history(path)] == [1, 2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [b'{"step": 1,', b"\xff", b"7", b"{}"])
 def test_a_damaged_line_between_others_ends_in_one_line(tmp_path, damaged):
     train_and_evaluate(digits(), tmp_path)
@@ -642,6 +642,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path):
     assert process.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.slow
 def test_a_run_with_offloaded_states_is_looked_at_without_them(tmp_path):
     train_and_evaluate(digits(executor="streamed+offload"), tmp_path)
     run = restore(tmp_path)
@@ -650,6 +651,7 @@ def test_a_run_with_offloaded_states_is_looked_at_without_them(tmp_path):
     assert len(seen.units) == 6
 
 
+@pytest.mark.slow
 def test_the_demo_reaches_its_accuracy(tmp_path):
     """AugLocal on digits, at full length: at least 98% at the last exit, within two minutes of training."""
     began = time.monotonic()
