@@ -5,13 +5,17 @@ Orbax restores a flipped byte as a wrong number, so each checkpoint carries a ch
 
 import errno
 import json
+import logging
+import os
 import re
 import sys
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jax
@@ -198,16 +202,27 @@ def _with_damaged_metrics(directory: Path) -> dict[int, UserError]:
 
 def _ignore_reads_given_up() -> None:
     """From now on. Where one read of a checkpoint fails, Orbax waits for no other, and Python prints their errors."""
-    shown = sys.unraisablehook
+    shown, log = sys.unraisablehook, logging.getLogger("asyncio")
     if getattr(shown, "ignores_reads", False):
         return
 
     def hook(given: Any) -> None:
-        if str(given.exc_value) != "Event loop is closed" and given.exc_type is not GeneratorExit:
+        abandoned = str(given.exc_value) == "Event loop is closed" or given.exc_type is GeneratorExit
+        if not (abandoned or _of_orbax(getattr(given.object, "cr_code", None))):
             shown(given)
+
+    def keep(record: logging.LogRecord) -> bool:
+        _, _, where = record.exc_info or (None, None, None)
+        frames = (frame.f_code for frame, _ in traceback.walk_tb(where))
+        return not any(map(_of_orbax, frames))
 
     hook.ignores_reads = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook
+    log.addFilter(keep)
+
+
+def _of_orbax(code: CodeType | None) -> bool:
+    return code is not None and code.co_filename.startswith(os.path.dirname(ocp.__file__))
 
 
 def _none_intact(failures: Mapping[int, UserError]) -> UserError:

@@ -206,7 +206,7 @@ def cuts(whole: Path, workdir: Path) -> dict[str, Any]:
             good = outcome.code == 0 and same(whole, workdir)
             equal += good
             name = f"{file.relative_to(newest)} {how}"
-            outcomes[name] = ("equal" if good else f"code {outcome.code}") + ", set aside" * aside
+            outcomes[name] = ("equal" if good else f"code {outcome.code}: {outcome.errors}") + ", set aside" * aside
     lost = len(outcomes) - equal + tracebacks
     return {"injected": len(outcomes), "tracebacks": tracebacks, "outcomes": outcomes, "lost": lost}
 
