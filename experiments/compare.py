@@ -36,17 +36,6 @@ from experiments.training import train_and_evaluate
 from experiments.workdir import check
 from jaxlocal.data import Input
 
-_CONFIG = config_flag("The recipe: a file of experiments/configs.")
-_RULES = flags.DEFINE_string("rules", "auglocal,backprop", "Rules to train, as calls: auglocal,man(dgl).")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from the config's seed on.", lower_bound=1)
-_BATCH_SEEDS = flags.DEFINE_bool(
-    "batch_seeds", None, "Train the seeds of a rule together, by vmap. Default: where an accelerator's memory allows."
-)
-_EQUAL_FLOPS = flags.DEFINE_string(
-    "equal_flops", None, "A rule, as in --rules: every rule that has a width gets the one that takes its FLOPs."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, the table and the picture go.")
-
 
 def with_rule(config: ConfigDict, spec: Mapping[str, Any]) -> ConfigDict:
     """The same recipe under another rule."""
@@ -178,5 +167,17 @@ def widened(
     return {name: cost.widened(changed, flops, dataset) for name, changed in configs.items()}
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _CONFIG = config_flag("The recipe: a file of experiments/configs.")
+    _RULES = flags.DEFINE_string("rules", "auglocal,backprop", "Rules to train, as calls: auglocal,man(dgl).")
+    _SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from the config's seed on.", lower_bound=1)
+    _BATCH_SEEDS = flags.DEFINE_bool(
+        "batch_seeds",
+        None,
+        "Train the seeds of a rule together, by vmap. Default: where an accelerator's memory allows.",
+    )
+    _EQUAL_FLOPS = flags.DEFINE_string(
+        "equal_flops", None, "A rule, as in --rules: every rule that has a width gets the one that takes its FLOPs."
+    )
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, the table and the picture go.")
     run(main)

@@ -16,11 +16,6 @@ from experiments.cli import UserError, run
 from experiments.record import format_blocks
 from experiments.trained import restore
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "last", ["last", "best"], "Which checkpoint; best is by accuracy on the test split."
-)
-
 
 def main(argv: Sequence[str]) -> None:
     """Prints the exits as a table and as one JSON line, for each seed."""
@@ -36,5 +31,9 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({"step": step, "seed": seed, **values}))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
+    _CHECKPOINT = flags.DEFINE_enum(
+        "checkpoint", "last", ["last", "best"], "Which checkpoint; best is by accuracy on the test split."
+    )
     run(main)

@@ -158,20 +158,23 @@ def kills(times: int, whole: Path, workdir: Path, rng: random.Random) -> dict[st
     alone = Outcome(config, workdir)  # as long as a run takes from beginning to end
     longest = time.monotonic() - began
     shutil.rmtree(workdir)
-    killed = 0
+    killed, before = 0, 0
     while killed < times:
-        outcome = Outcome(config, workdir, after=rng.uniform(0, longest))
+        after = rng.uniform(0, longest)
+        outcome = Outcome(config, workdir, after=after)
         tracebacks += outcome.traceback
         if outcome.code == 0:  # it was done before
             runs += 1
             lost += not same(whole, workdir)
             shutil.rmtree(workdir)
+            before = 0
             continue
         lost += outcome.code != -signal.SIGKILL  # it ended by itself, refusing to go on
         killed += 1
         steps.append(len(read_history(workdir / "metrics.jsonl")))
-        if steps[-1] <= max(steps[-2:-1], default=0):
+        if after > longest / 2 and steps[-1] <= before:
             longest *= 1.1  # it came no further than the one before: the machine is slower than it was
+        before = steps[-1]
         print(f"killed {killed} of {times}, with {steps[-1]} lines of metrics", flush=True)
     last = Outcome(config, workdir)
     tracebacks += last.traceback + alone.traceback

@@ -40,8 +40,6 @@ from experiments.cli import run
 from experiments.cost import MIB
 
 define_flags(flags.FLAGS)
-_CACHED = flags.DEFINE_bool("cached", False, "Time compilation from a full cache, too.")
-_MEASURE_PEAK = flags.DEFINE_bool("measure_peak", False, "Run steps of each case for the peak that is reported.")
 
 _COLUMNS: tuple[Column, ...] = (
     *MEMORY,
@@ -110,5 +108,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _CACHED = flags.DEFINE_bool("cached", False, "Time compilation from a full cache, too.")
+    _MEASURE_PEAK = flags.DEFINE_bool("measure_peak", False, "Run steps of each case for the peak that is reported.")
     run(main)

@@ -38,8 +38,6 @@ from jaxlocal.objective import Batch, Carry
 from jaxlocal.rule import Rule
 from jaxlocal.variables import Variables
 
-_GOLDEN = flags.DEFINE_multi_string("golden", [], "Golden file to compare with; may be given more than once.")
-
 TOLERANCE = 1e-6
 MOMENTUM = 0.1  # PyTorch's: the weight of the new statistic
 # A tensor whose gradient is zero in exact arithmetic (a bias before batch norm) has rounding
@@ -316,7 +314,8 @@ def main(argv: Sequence[str]) -> int:
     return 0 if ok else 1
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _GOLDEN = flags.DEFINE_multi_string("golden", [], "Golden file to compare with; may be given more than once.")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_platforms", "cpu")
     run(main)

@@ -38,17 +38,6 @@ from experiments.registry import parse_calls
 from experiments.summary import aligned
 from jaxlocal.data import Dataset, InMemory, Input, Split
 
-_CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
-_MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
-_RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)
-_MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB.")
-_EXECUTORS = flags.DEFINE_list("executor", list(EXECUTORS), "Those that may be used, cheapest first.")
-_DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Of the computation.")
-_IMAGE = flags.DEFINE_integer("image", 32, "Without a config: side of the images.", lower_bound=1)
-_CLASSES = flags.DEFINE_integer("classes", 10, "Without a config: number of classes.", lower_bound=1)
-_EXAMPLES = flags.DEFINE_integer("examples", 1024, "Without a config: training examples.", lower_bound=1)
-
 
 def config_and_data() -> tuple[ConfigDict, Input]:
     """What the flags say.
@@ -191,5 +180,15 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
+    _MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
+    _RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
+    _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)
+    _MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB.")
+    _EXECUTORS = flags.DEFINE_list("executor", list(EXECUTORS), "Those that may be used, cheapest first.")
+    _DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Of the computation.")
+    _IMAGE = flags.DEFINE_integer("image", 32, "Without a config: side of the images.", lower_bound=1)
+    _CLASSES = flags.DEFINE_integer("classes", 10, "Without a config: number of classes.", lower_bound=1)
+    _EXAMPLES = flags.DEFINE_integer("examples", 1024, "Without a config: training examples.", lower_bound=1)
     run(main)

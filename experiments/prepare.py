@@ -17,9 +17,6 @@ from experiments.cli import UserError, run, user_input
 from jaxlocal import data
 from jaxlocal.data.sources import TFDS_NAMES
 
-_DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
-
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the data set as array_record files."""
@@ -46,5 +43,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{name} is ready in {builder.data_dir}: {counts}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
     run(main)

@@ -66,20 +66,6 @@ from jaxlocal.network import Network, activations, cut_balanced
 from jaxlocal.objective import Batch
 from jaxlocal.variables import nbytes
 
-_MODEL = flags.DEFINE_string("model", "resnet(depth=32)", "Model, as a call.")
-_RULE = flags.DEFINE_string("rule", "dgl", "Rule, as a call.")
-_CUTS = flags.DEFINE_string("cuts", "all", "Cuts of the rule.")
-_DEVICES = flags.DEFINE_string("devices", "1,2", "Numbers of devices.")
-_MICROBATCHES = flags.DEFINE_string("microbatches", "4,8", "In how many parts backprop's pipeline takes a batch.")
-_BATCH = flags.DEFINE_integer("batch_size", 128, "Examples of an update.", lower_bound=1)
-_IMAGE = flags.DEFINE_integer("image", 32, "Side of the images.", lower_bound=1)
-_CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each contender.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 8, "Updates in a turn.", lower_bound=1)
-_SIMULATE = flags.DEFINE_string("simulate", "8,16,32,64,128,256,512,1024", "Numbers of devices to simulate.")
-_BANDWIDTH = flags.DEFINE_float("bandwidth", 0, "GB/s between simulated devices; 0 for what is here.", lower_bound=0)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.")
-
 OPTIMIZER = optax.sgd(0.01, momentum=0.9, nesterov=True)
 MESSAGE = 16 * 2**20  # bytes of what is sent to measure the bandwidth
 
@@ -477,5 +463,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _MODEL = flags.DEFINE_string("model", "resnet(depth=32)", "Model, as a call.")
+    _RULE = flags.DEFINE_string("rule", "dgl", "Rule, as a call.")
+    _CUTS = flags.DEFINE_string("cuts", "all", "Cuts of the rule.")
+    _DEVICES = flags.DEFINE_string("devices", "1,2", "Numbers of devices.")
+    _MICROBATCHES = flags.DEFINE_string("microbatches", "4,8", "In how many parts backprop's pipeline takes a batch.")
+    _BATCH = flags.DEFINE_integer("batch_size", 128, "Examples of an update.", lower_bound=1)
+    _IMAGE = flags.DEFINE_integer("image", 32, "Side of the images.", lower_bound=1)
+    _CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes.", lower_bound=1)
+    _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each contender.", lower_bound=1)
+    _STEPS = flags.DEFINE_integer("steps", 8, "Updates in a turn.", lower_bound=1)
+    _SIMULATE = flags.DEFINE_string("simulate", "8,16,32,64,128,256,512,1024", "Numbers of devices to simulate.")
+    _BANDWIDTH = flags.DEFINE_float(
+        "bandwidth", 0, "GB/s between simulated devices; 0 for what is here.", lower_bound=0
+    )
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.")
     run(main)

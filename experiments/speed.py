@@ -39,8 +39,6 @@ from experiments.build import Experiment
 from experiments.cli import run
 
 define_flags(flags.FLAGS)
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each case.", lower_bound=1)
-_LEAST = flags.DEFINE_float("least", 0.2, "Seconds that a turn lasts at least.", lower_bound=0)
 
 TOGETHER = 8  # cases that take turns with backprop
 
@@ -101,5 +99,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each case.", lower_bound=1)
+    _LEAST = flags.DEFINE_float("least", 0.2, "Seconds that a turn lasts at least.", lower_bound=0)
     run(main)

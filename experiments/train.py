@@ -24,13 +24,7 @@ from experiments.planning import settled
 from experiments.registry import listing
 from experiments.training import train_and_evaluate
 
-_CONFIG = config_flag("What to train: a file of experiments/configs.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
-_PROFILE = flags.DEFINE_bool(
-    "profile", False, "Write a trace of a few steps to WORKDIR/profile, for TensorBoard or XProf."
-)
 processes.define_flags()
-_LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,5 +43,11 @@ def main(argv: Sequence[str]) -> int:
     return 128 + results.stopped_by if results.stopped_by else 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are the program's: as modules, several are used together
+    _CONFIG = config_flag("What to train: a file of experiments/configs.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
+    _PROFILE = flags.DEFINE_bool(
+        "profile", False, "Write a trace of a few steps to WORKDIR/profile, for TensorBoard or XProf."
+    )
+    _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
     run(main)
