@@ -4,10 +4,12 @@ import functools
 import os
 import platform
 import re
+import zlib
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,7 @@ from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState, fu
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.objective import Batch
+from jaxlocal.rule import LocalRule
 from jaxlocal.variables import RUNNING, Variables, pick, size
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -158,7 +161,10 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
             costs = activations(units, dataset.image_shape)
             cuts = cut_balanced(costs, int(config.cuts.removeprefix("balanced:")))
     with user_input("cuts and rule"):
-        network, local_rule = rule(Network(units, cuts), dataset.num_classes)
+        made = rule(Network(units, cuts), dataset.num_classes)
+        if isinstance(made, LocalRule) or not isinstance(made, tuple):
+            raise TypeError(f"{innermost(config.rule).name} has to return (network, LocalRule)")
+        network, local_rule = made
         blocks = make_blocks(network, local_rule)
     with user_input("batch_size"):
         per_epoch = data.steps_per_epoch(dataset.num_train, config.batch_size)
@@ -380,7 +386,7 @@ def classifier_of(head: Variables) -> Variables:
 
 
 def environment() -> dict[str, str]:
-    """Versions and device, for the record."""
+    """Versions, a checksum of the library's files, and device, for the record."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {
         "python": platform.python_version(),
@@ -388,7 +394,16 @@ def environment() -> dict[str, str]:
         **{name: metadata.version(name) for name in packages},
     }
     device = jax.devices()[0]
-    return {**versions, "device": device.device_kind, "platform": device.platform, "host_cpus": str(os.cpu_count())}
+    code = functools.reduce(
+        lambda crc, path: zlib.crc32(path.read_bytes(), crc), sorted(Path(jaxlocal.__file__).parent.rglob("*.py")), 0
+    )
+    return {
+        **versions,
+        "code": f"{code:08x}",
+        "device": device.device_kind,
+        "platform": device.platform,
+        "host_cpus": str(os.cpu_count()),
+    }
 
 
 def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> list[list[dict[str, float]]]:

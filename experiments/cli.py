@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -91,9 +92,12 @@ def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False)
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
+            return flags.FLAGS([_call_as_dict(argument) for argument in argv])
         except Exception as error:
-            raise _stop(error) from error
+            said = _one_line(error)
+            names = (argument.split("=")[0] for argument in argv)
+            flag = next((name for name in names if f"'{name.split('.')[-1]}' Did you mean" in said), None)
+            raise _stop(UserError(f"{flag}: {said}") if flag else error) from error
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1 and not arguments:
@@ -124,6 +128,20 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def _call_as_dict(argument: str) -> str:
+    """``--config.rule=man(dgl)``, as elsewhere, is ``--config.rule={'name': 'man', 'rule': {'name': 'dgl'}}``."""
+    match = re.fullmatch(r"--?(config\.(?:rule|model|optimizer))=([^{].*)", argument, re.DOTALL)
+    if not match:
+        return argument
+    from experiments.registry import parse_calls  # which says what is wrong by way of this module
+
+    flag, text = match.groups()
+    specs = list(parse_calls(text, flag).values())
+    if len(specs) != 1:
+        raise UserError(f"--{flag}={text}: one call is needed, {len(specs)} are given")
+    return f"--{flag}={specs[0]}"
+
+
 def config_flag(meaning: str) -> Callable[[], ConfigDict]:
     """Defines ``--config`` and its overrides ``--config.field=value``; returns what reads it.
 
@@ -137,8 +155,10 @@ def config_flag(meaning: str) -> Callable[[], ConfigDict]:
         try:
             return holder.value.copy_and_resolve_references()
         except OSError as error:  # a file that is not there is found out only here
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"--config: {reason}; configs are in experiments/configs") from error
+            reason, where = str(error).splitlines()[-1].strip(), Path(__file__).parent / "configs"
+            near = get_close_matches(reason.split("/")[-1].rstrip("'"), [path.name for path in where.glob("*.py")], n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--config: {reason}; {hint}configs are in {where}") from error
 
     return read
 

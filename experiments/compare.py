@@ -150,7 +150,8 @@ def main(argv: Sequence[str]) -> int:
     text = table(rows)
     (workdir / "table.md").write_text(text + "\n")
     comparison(rows, workdir / "comparison.png")
-    print(f"\nTest error on {config.dataset}, {config.model.name}, {_SEEDS.value} seeds:\n\n{text}\n")
+    seeds = f"{_SEEDS.value} seed{'s' * (_SEEDS.value > 1)}"
+    print(f"\nTest error on {config.dataset}, {config.model.name}, {seeds}:\n\n{text}\n")
     print(f"table: {workdir / 'table.md'}   picture: {workdir / 'comparison.png'}")
     return 0
 

@@ -36,14 +36,18 @@ def make(kind: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, 
     """
     parameters = {key: value for key, value in spec.items() if key != "name"}
     function = table[one_of(kind, spec["name"], tuple(table))]
-    known = [name for name in inspect.signature(function).parameters if name not in given]
+    signature = inspect.signature(function).parameters
+    for name in given:
+        if name not in signature:
+            raise UserError(f"{kind} {spec['name']} has to take the keyword {name!r}, which every {kind} is given")
+    known = [name for name in signature if name not in given]
     for parameter in parameters:
         if not known:
             raise UserError(f"{kind} {spec['name']} takes no parameters, but the config sets {parameter!r}")
         one_of(f"parameter of {kind} {spec['name']}:", parameter, known)
     hints = get_type_hints(function)
     for parameter, value in parameters.items():
-        if not fits(value, hints[parameter]):
+        if parameter in hints and not fits(value, hints[parameter]):
             raise UserError(f"{kind} {spec['name']}: {parameter}={value!r}: expected {_shown(hints[parameter])}")
     with user_input(f"{kind} {spec['name']}"):
         return function(**parameters, **given)
@@ -104,10 +108,16 @@ def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> d
             return dict(own) if own and node.id == own["name"] else {"name": node.id}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > 1:
             raise ValueError(f"{ast.unparse(node)!r} is not a call")
-        given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        given = {str(keyword.arg): literal(keyword) for keyword in node.keywords}
         if given.keys() & {"name", "rule", "None"}:
             raise ValueError(f"{ast.unparse(node)!r} gives the rule it wraps, or its own name, as a keyword")
         return {"name": node.func.id, **({"rule": spec(node.args[0])} if node.args else {}), **given}
+
+    def literal(keyword: ast.keyword) -> Any:
+        try:
+            return ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ValueError(f"{ast.unparse(keyword)} is no number, truth value, tuple or quoted string") from None
 
     try:
         nodes = ast.parse(f"({text},)", mode="eval").body

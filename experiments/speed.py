@@ -74,13 +74,15 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         rounds = cost.turns(runs, rounds=_ROUNDS.value, least=_LEAST.value)
     seconds = {case: case.accumulate * float(np.median(rounds[case.label()])) for case in group if case.label() in runs}
     for case, took in seconds.items():
+        each = np.array(rounds[case.label()]) * case.accumulate
         numbers[case] |= {
             "seconds": took,
             "images_per_second": case.batch_size / took,
-            "rounds": [case.accumulate * batch for batch in rounds[case.label()]],
+            "rounds": each.tolist(),
         }
         if case.baseline in seconds:
-            numbers[case]["time"] = took / seconds[case.baseline]
+            baseline = np.array(rounds[case.baseline.label()]) * case.baseline.accumulate
+            numbers[case]["time"] = float(np.median(each / baseline))  # within a round: machines' speeds drift
     return numbers
 
 

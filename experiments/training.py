@@ -198,9 +198,10 @@ def test(
 def _announce(config: ConfigDict, about: Mapping[str, Any]) -> None:
     """What is about to be trained."""
     stages = f", in stages from blocks {about['stages']}" if len(about["stages"]) > 1 else ""
+    seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}" if config.seeds > 1 else f"seed {config.seed}"
     print(
         f"{config.rule.name} on {config.model.name}, {config.dataset}: {size_of(about)}; "
-        f"{about['num_steps']} steps of {config.batch_size}{stages}",
+        f"{about['num_steps']} steps of {config.batch_size}{stages}; {seeds}",
         flush=True,
     )
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,7 +46,15 @@ def claimed(
     processes.together("checked")  # all of them, before any of them writes
     with _locked(workdir):
         check(workdir, config)  # again: it may have been another's until now
-        if processes.first() and not holds_run(workdir):
+        if holds_run(workdir):
+            before, now = _read(workdir).get("environment", {}).get("code"), environment.get("code")
+            if processes.first() and None not in (before, now) and before != now:
+                print(
+                    f"warning: the run in {workdir} was begun by other code of jaxlocal than this, and goes on from "
+                    "there: give another --workdir to train anew",
+                    file=sys.stderr,
+                )
+        elif processes.first():
             with saving(workdir):
                 write_json(workdir / _FILE, {"config": config.to_dict(), "about": about, "environment": environment})
         yield
@@ -129,8 +138,8 @@ def _read(workdir: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
-        runs = ", ".join(str(found.parent) for found in sorted(workdir.glob(f"*/{_FILE}")))
-        hint = f"; runs are in {runs}" if runs else ""
+        runs = [str(found.parent) for depth in ("*", "*/*") for found in sorted(workdir.glob(f"{depth}/{_FILE}"))]
+        hint = f"; runs are in {', '.join(runs[:3])}{', ...' * (len(runs) > 3)}" if runs else ""
         raise UserError(f"no run in {workdir}: {_FILE} cannot be read ({error.strerror}){hint}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from error

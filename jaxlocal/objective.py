@@ -130,6 +130,13 @@ def in_float32(x: Array) -> Array:
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
+def _mean(values: Array) -> Array:
+    """Over the batch."""
+    if values.ndim != 1:
+        raise ValueError(f"a loss has to be one number per example, [b], but it has shape {list(values.shape)}")
+    return jnp.mean(values)
+
+
 def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalObjective:
     """A head reads class scores off the block's output; the loss compares them with the labels.
 
@@ -153,7 +160,7 @@ def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
         logits, mutated = apply_module(head, variables, carry, key, train=train)
         logits = in_float32(logits)
         metrics = {"accuracy": losses.accuracy(logits, batch.label)}
-        return ObjectiveOut(jnp.mean(loss(logits, batch.label)), mutated, metrics, logits)
+        return ObjectiveOut(_mean(loss(logits, batch.label)), mutated, metrics, logits)
 
     return LocalObjective(init, apply, no_sync)
 
@@ -176,7 +183,7 @@ def feature_objective(head: nn.Module | Callable[[Batch], nn.Module], loss: Feat
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         features, mutated = apply_module(module(batch), variables, carry, key, train=train)
-        return ObjectiveOut(jnp.mean(loss(in_float32(features), batch)), mutated, {}, None)
+        return ObjectiveOut(_mean(loss(in_float32(features), batch)), mutated, {}, None)
 
     return LocalObjective(init, apply, no_sync)
 
@@ -222,7 +229,7 @@ def projected_label(num_classes: int, loss: losses.TargetLoss, bound: float | No
         del key, train
         output = in_float32(carry[:, -1] if carry.ndim == 3 else carry)
         projection = variables["fixed"]["projection"].astype(output.dtype)
-        value = jnp.mean(loss(output, projection[batch.label]))
+        value = _mean(loss(output, projection[batch.label]))
         logits = -jax.lax.map(lambda target: loss(jax.lax.stop_gradient(output), target[None]), projection).T
         return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(logits, batch.label)}, logits)
 

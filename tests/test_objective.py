@@ -54,6 +54,11 @@ def test_readout_keeps_logits_in_float32():
     assert out.logits.dtype == out.loss.dtype == jnp.float32
 
 
+def test_a_loss_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"one number per example, \[b\], but it has shape \[4, 3\]"):
+        run(readout(Classifier(3), lambda logits, labels: logits))
+
+
 def test_weighted_sum_adds_losses_and_gradients():
     total = weighted_sum(classify=(0.25, HEAD), activity=(2.0, activity()))
     variables = total.init(KEY, CARRY, BATCH)

@@ -22,7 +22,8 @@ from experiments.cli import NotSavedError, UserError
 from experiments.record import read_history
 from experiments.trained import restore
 from experiments.training import train_and_evaluate
-from jaxlocal import data, diagnostics
+from experiments.workdir import claimed
+from jaxlocal import data, diagnostics, rules
 from tests import pictures
 from tests.programs import ROOT, assert_one_line_error, program
 
@@ -93,6 +94,7 @@ def read_until(process: subprocess.Popen, beginning: str) -> None:
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     """SIGINT saves; the same command goes on; metrics lines are neither lost nor repeated."""
     flags = [DIGITS, "--config.duration=60 steps", "--config.eval_every=20 steps", "--config.log_every=1 steps"]
+    flags += ["--config.rule=man(greedy)"]
     whole = program("train", *flags, f"--workdir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     with started("train", *flags, f"--workdir={tmp_path / 'cut'}") as process:
@@ -227,6 +229,7 @@ def test_bad_comparisons_get_one_line(tmp_path, flags, words):
         ("dgl(1)", "write calls"),
         ("dgl(name='greedy')", "write calls"),
         ("man", r"write man\(dgl\)"),
+        ("auglocal(depth=high)", "depth=high is no number"),
         ("man(dgl, decay=2.0)", "decay 2.0"),
         ("man(man(dgl))", "man goes around"),
         ("man(deep_supervision(dgl))", "man goes around"),
@@ -254,6 +257,25 @@ def test_rules_are_written_as_calls():
         },
         "auglocal(depth=1)": {"name": "auglocal", "depth": 1},
     }
+
+
+def test_a_rule_of_ones_own_may_lack_annotations_but_not_what_programs_need(monkeypatch):
+    def mine(weight=1.0, *, loss):
+        return lambda network, num_classes: rules.greedy(loss=loss)(network, num_classes)
+
+    def without_loss(weight=1.0):
+        return rules.greedy()
+
+    def without_network(*, loss):
+        return lambda network, num_classes: rules.greedy(loss=loss)(network, num_classes)[1]
+
+    for rule in (mine, without_loss, without_network):
+        monkeypatch.setitem(registry.RULES, rule.__name__, rule)
+    build(digits(rule={"name": "mine", "weight": 2}))
+    with pytest.raises(UserError, match=r"rule without_loss has to take the keyword 'loss'"):
+        build(digits(rule={"name": "without_loss"}))
+    with pytest.raises(UserError, match=r"without_network has to return \(network, LocalRule\)"):
+        build(digits(rule={"name": "without_network"}))
 
 
 @pytest.mark.slow
@@ -341,8 +363,10 @@ def test_tensorboard_events_are_written(tmp_path):
         (["--workdir=/tmp/x"], ["--config"]),
         ([DIGITS], ["--workdir"]),
         ([DIGITS, "--workdir=/tmp/x", "--nonsense=1"], ["nonsense"]),
-        ([DIGITS, "--workdir=/tmp/x", "--config.rule.dept=3"], ["dept"]),
+        ([DIGITS, "--workdir=/tmp/x", "--config.rule.dept=3"], ["--config.rule.dept", '"depth"']),
         ([DIGITS, "--workdir=/tmp/x", "--config.rule.depth=two"], ["two"]),
+        ([DIGITS, "--workdir=/tmp/x", "--config.rule=dgl,greedy"], ["--config.rule=dgl,greedy", "one call"]),
+        (["--config=experiments/configs/auglocal_digit.py", "--workdir=/tmp/x"], ["did you mean auglocal_digits.py"]),
         ([DIGITS, "--workdir=/tmp/x", "stray"], ["stray"]),
         (["--config=experiments/configs/none.py", "--workdir=/tmp/x"], ["none.py"]),
         (["--config=experiments/configs/auglocal_digits.py:smok", "--workdir=/tmp/x"], ["smok"]),
@@ -469,6 +493,12 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
         train_and_evaluate(digits(seed=1), tmp_path)
     train_and_evaluate(digits(eval_batch_size=7), tmp_path)  # nothing that the run's results depend on
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_other_code_than_a_run_was_begun_by_is_named(tmp_path, capsys):
+    for code, warned in (("a", False), ("a", False), ("b", True)):
+        with claimed(tmp_path, digits(), {}, {"code": code}):
+            assert ("begun by other code" in capsys.readouterr().err) == warned
 
 
 def flip_a_byte(checkpoint: Path) -> None:
