@@ -188,14 +188,14 @@ def kills(times: int, whole: Path, workdir: Path, rng: random.Random) -> dict[st
     }
 
 
-def cuts(whole: Path, workdir: Path) -> dict[str, Any]:
-    """Empties, halves and removes each file of the newest checkpoint; the run then goes on from where it can."""
+def cuts(whole: Path, workdir: Path, damages: Sequence[str] = ("emptied", "halved", "removed")) -> dict[str, Any]:
+    """Damages each file of the newest checkpoint in each of these ways; the run then goes on from where it can."""
     newest = max((whole / "checkpoints").iterdir(), key=lambda path: int(path.name))
     files = [path for path in sorted(newest.rglob("*")) if path.is_file()]
     outcomes: dict[str, str] = {}
     equal, tracebacks = 0, 0
     for file in files:
-        for how in ("emptied", "halved", "removed"):
+        for how in damages:
             shutil.rmtree(workdir, ignore_errors=True)
             shutil.copytree(whole, workdir)
             target = workdir / file.relative_to(whole)

@@ -105,9 +105,9 @@ def test_a_checkpoint_that_cannot_be_written_ends_in_one_line(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_every_file_of_a_checkpoint_may_be_damaged(whole, tmp_path):
-    found = faults.cuts(whole, tmp_path / "cut")
-    assert found["injected"] > 20
+def test_every_file_of_a_checkpoint_may_be_cut(whole, tmp_path):
+    found = faults.cuts(whole, tmp_path / "cut", ["halved"])
+    assert found["injected"] > 10
     assert found["lost"] == 0, found["outcomes"]
 
 
