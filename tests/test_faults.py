@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import faults
+from experiments import faults, training
 from experiments.checkpoint import Checkpoints
 from experiments.cli import BAD_INPUT, NOT_SAVED, NotSavedError, UserError
 from experiments.faults import Outcome, small
@@ -113,4 +114,23 @@ def test_every_file_of_a_checkpoint_may_be_cut(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_long_run_does_not_grow(tmp_path):
-    assert faults.soak(2000, tmp_path)["lost"] == 0
+    found = faults.soak(2000, tmp_path)
+    assert found["lost"] == 0, found
+
+
+@pytest.mark.slow
+def test_what_every_evaluation_leaves_behind_is_noticed(tmp_path, monkeypatch):
+    kept, finished, evaluated = [], threading.Event(), training.test
+
+    def leaking(*args, **kwargs):
+        kept.append(os.open(os.devnull, os.O_RDONLY))
+        threading.Thread(target=finished.wait).start()
+        return evaluated(*args, **kwargs)
+
+    monkeypatch.setattr(training, "test", leaking)
+    try:
+        assert faults.soak(2000, tmp_path)["lost"] == 2
+    finally:
+        finished.set()
+        for file in kept:
+            os.close(file)
