@@ -22,14 +22,12 @@ TENSORS = {
     "man_infopro_contrast_resnet32_k8": 282,
     "manpp_dgl_resnet32_k16": 563,
 }
-QUICK = {"auglocal_resnet32_k16_d2"}
 # InfoPro's code restores the image by means and deviations rounded to float32, and is that far from ours.
 ROUNDED = 2e-7
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TENSORS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TENSORS)
 def test_agrees_with_the_authors_code(name):
     done = program("parity", f"--golden={GOLDEN / name}.json")
     result = json.loads(done.stdout)
