@@ -172,8 +172,10 @@ class Log:
                 os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)  # a line that was cut short
         except OSError as error:
             raise UserError(f"workdir {self.workdir} cannot be written: {error.strerror}") from error
-        lines = [line for line in read_history(self._path) if line["environment"] == self._environment]
-        self.known: dict[Case, Numbers] = {Case(**line["case"]): line["numbers"] for line in lines}
+        lines = read_history(self._path, ("case", "numbers", "environment"))
+        self.known: dict[Case, Numbers] = {
+            Case(**line["case"]): line["numbers"] for line in lines if line["environment"] == self._environment
+        }
 
     def add(self, case: Case, numbers: Numbers) -> None:
         """Records a case; its older line does not count any more."""

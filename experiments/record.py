@@ -118,8 +118,8 @@ def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that was cut short is left out.
+def read_history(path: Path, fields: Sequence[str] = ("step", "split")) -> list[dict[str, Any]]:
+    """The lines of a metrics file, or of another whose lines have these fields; a last one cut short is left out.
 
     Raises:
       UserError: if another line is damaged.
@@ -129,8 +129,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for i, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-            if not isinstance(line, dict) or not {"step", "split"} <= line.keys():
-                raise ValueError("no step and split")
+            if not isinstance(line, dict) or not set(fields) <= line.keys():
+                raise ValueError(f"no {' and '.join(fields)}")
         except ValueError as error:
             if i == len(texts):
                 break
