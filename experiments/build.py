@@ -163,7 +163,7 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     with user_input("cuts and rule"):
         made = rule(Network(units, cuts), dataset.num_classes)
         if isinstance(made, LocalRule) or not isinstance(made, tuple):
-            raise TypeError(f"{innermost(config.rule).name} has to return (network, LocalRule)")
+            raise TypeError(f"{trains} has to return (network, LocalRule)")
         network, local_rule = made
         blocks = make_blocks(network, local_rule)
     with user_input("batch_size"):
@@ -394,16 +394,21 @@ def environment() -> dict[str, str]:
         **{name: metadata.version(name) for name in packages},
     }
     device = jax.devices()[0]
-    code = functools.reduce(
-        lambda crc, path: zlib.crc32(path.read_bytes(), crc), sorted(Path(jaxlocal.__file__).parent.rglob("*.py")), 0
-    )
     return {
         **versions,
-        "code": f"{code:08x}",
+        "code": _checksum_of_library(),
         "device": device.device_kind,
         "platform": device.platform,
         "host_cpus": str(os.cpu_count()),
     }
+
+
+@functools.cache
+def _checksum_of_library() -> str:
+    checksum = 0
+    for path in sorted(Path(jaxlocal.__file__).parent.rglob("*.py")):
+        checksum = zlib.crc32(path.read_bytes(), checksum)
+    return f"{checksum:08x}"
 
 
 def evaluate(experiment: Experiment, state: TrainState, config: ConfigDict) -> list[list[dict[str, float]]]:

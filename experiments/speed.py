@@ -72,17 +72,16 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
     print(f"  {len(runs)} cases take turns", flush=True)
     with memory_suffices(f"{len(runs)} cases side by side; measure fewer in one call"):
         rounds = cost.turns(runs, rounds=_ROUNDS.value, least=_LEAST.value)
-    seconds = {case: case.accumulate * float(np.median(rounds[case.label()])) for case in group if case.label() in runs}
-    for case, took in seconds.items():
-        each = np.array(rounds[case.label()]) * case.accumulate
+    updates = {case: case.accumulate * np.array(rounds[case.label()]) for case in group if case.label() in runs}
+    for case, took in updates.items():
+        seconds = float(np.median(took))
         numbers[case] |= {
-            "seconds": took,
-            "images_per_second": case.batch_size / took,
-            "rounds": each.tolist(),
+            "seconds": seconds,
+            "images_per_second": case.batch_size / seconds,
+            "rounds": took.tolist(),
         }
-        if case.baseline in seconds:
-            baseline = np.array(rounds[case.baseline.label()]) * case.baseline.accumulate
-            numbers[case]["time"] = float(np.median(each / baseline))  # within a round: machines' speeds drift
+        if case.baseline in updates:  # within a round: machines' speeds drift
+            numbers[case]["time"] = float(np.median(took / updates[case.baseline]))
     return numbers
 
 

@@ -145,6 +145,8 @@ def _read(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(f"{path} is damaged (no field 'config')")
+    if not isinstance(content.get("environment", {}), dict):
+        raise UserError(f"{path} is damaged (field 'environment' holds no names)")
     content["config"] = {**_ADDED, **content["config"]}
     return content
 

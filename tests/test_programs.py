@@ -501,6 +501,15 @@ def test_other_code_than_a_run_was_begun_by_is_named(tmp_path, capsys):
             assert ("begun by other code" in capsys.readouterr().err) == warned
 
 
+def test_a_run_whose_environment_is_no_table_is_damaged(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": digits().to_dict(), "environment": []}))
+    with (
+        pytest.raises(UserError, match=r"is damaged \(field 'environment'"),
+        claimed(tmp_path, digits(), {}, {"code": "a"}),
+    ):
+        pass
+
+
 def flip_a_byte(checkpoint: Path) -> None:
     path = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(path.read_bytes())
