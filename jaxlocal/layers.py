@@ -6,7 +6,7 @@ AugLocal and InfoPro code keeps). No layer fixes a dtype: each computes in the
 dtype of its inputs and parameters, so precision is decided in one place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Float
+
+from jaxlocal.convolution import convolve
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "sigmoid": nn.sigmoid}
 
@@ -61,8 +63,13 @@ def conv(
         feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated_cls=_convolve,
         name=name,
     )
+
+
+def _convolve() -> Callable[..., Array]:
+    return convolve
 
 
 def dense(x: Float[Array, "b f"], features: int, *, use_bias: bool = True, name: str) -> Float[Array, "b g"]:
