@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jaxlocal.guard import changed_if, checked
 from jaxlocal.layers import batch_norm_over
 from jaxlocal.network import Network, blocks_of
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync
@@ -266,18 +267,15 @@ def update(
       the update, as in the papers' code. Metric ``finite`` is 1 where the update was made, else 0.
     """
     gradient, output, out = gradients(block, state.variables, carry, batch, key, dtype=dtype, axis=axis)
-    leaves, structure = jax.tree.flatten(gradient)
-    # One by one: a barrier over all of them, or none, lets the compiler put gradients off and keep what they need.
-    squared = [jax.lax.optimization_barrier((leaf, jnp.sum(leaf * leaf))) for leaf in leaves]
-    statistics = [jnp.sum(x * x) for x in jax.tree.leaves(out.mutated)]
-    finite = jnp.isfinite(
-        out.loss + sum(statistics) + sum(square for _, square in squared)
-    )  # one scalar: quick to compile
-    gradient = jax.tree.unflatten(structure, [leaf for leaf, _ in squared])
-    params, rest = split(state.variables)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-    new = BlockState({"params": optax.apply_updates(params, updates), **merge(rest, out.mutated)}, opt_state)
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    gradient, finite = checked(gradient, (out.loss, out.mutated))
+
+    def change(state: BlockState, by: tuple[Any, Variables]) -> BlockState:
+        gradient, mutated = by
+        params, rest = split(state.variables)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        return BlockState({"params": optax.apply_updates(params, updates), **merge(rest, mutated)}, opt_state)
+
+    state = changed_if(finite, change, state, (gradient, out.mutated))
     return state, output, {**metrics_of(out), "finite": finite.astype(out.loss.dtype)}
 
 
