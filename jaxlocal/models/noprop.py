@@ -117,7 +117,7 @@ class ImageFeatures(nn.Module):
 
 
 class Guess(nn.Module):
-    """From an image's features, a noised label and perhaps the time: ``[b, outputs]``.
+    """From an image's features, a noised label and perhaps the time: ``[b, outputs]``, in the dtype of the features.
 
     Attributes:
       outputs: k classes, or the d numbers of a velocity.
@@ -138,6 +138,7 @@ class Guess(nn.Module):
         self, features: Float[Array, "b f"], z: Float[Array, "b d"], time: Float[Array, "b"] | None, *, train: bool
     ) -> Float[Array, "b o"]:
         wide, narrow = scaled(256, self.width), scaled(128, self.width)
+        z = z.astype(features.dtype)
 
         def layer(x: Array, features: int, name: str) -> Array:
             x = dense(x, features, name=name)
@@ -151,7 +152,7 @@ class Guess(nn.Module):
             h = h + layer(nn.relu(layer(h, wide, "label2")), wide, "label3")
         paths = [features, h]
         if time is not None:
-            paths.append(nn.relu(dense(sinusoidal(time), wide, name="time")))
+            paths.append(nn.relu(dense(sinusoidal(time).astype(features.dtype), wide, name="time")))
         x = nn.relu(layer(jnp.concatenate(paths, axis=-1), wide, "fuse1"))
         return dense(nn.relu(layer(x, narrow, "fuse2")), self.outputs, name="answer")
 
