@@ -58,9 +58,9 @@ def cosine_schedule(steps: int, offset: float = 0.008) -> Schedule:
     return Schedule(tuple(np.square(np.cos(angles)).tolist()))
 
 
-def noised(u: Float[Array, "b d"], signal: float, key: Key) -> Float[Array, "b d"]:
+def noised(u: Float[Array, "b d"], signal: float, noise: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """A draw from :math:`q(z | y)`."""
-    return math.sqrt(signal) * u + math.sqrt(1 - signal) * normal(key, u)
+    return math.sqrt(signal) * u + math.sqrt(1 - signal) * noise
 
 
 def gaussian_kl(u: Float[Array, "b d"], signal: float) -> Float[Array, "b"]:
@@ -72,3 +72,23 @@ def gaussian_kl(u: Float[Array, "b d"], signal: float) -> Float[Array, "b"]:
 def normal(key: Key, like: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Noise of the shape and dtype of another array; the same numbers in every precision."""
     return jax.random.normal(key, like.shape, jnp.float32).astype(like.dtype)
+
+
+def normal_of(image: Float[Array, "b ..."], index: int, like: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Noise of the shape and dtype of another array that follows from each image: the same alone and in any batch.
+
+    Its key is a hash of the image's values as bfloat16, of which all precisions of the computation have the same. The
+    hash is a sum of integers, so it is the same in whatever order a device adds them.
+
+    Args:
+      image: what each example's noise follows from.
+      index: which of an image's draws; they are independent.
+      like: of the shape and dtype.
+    """
+    # Of this kind alone are draws for mapped keys each key's own, whatever kind is the default.
+    hash_key, key = jax.random.split(jax.random.key(index, impl="threefry2x32"))
+    values = jax.lax.bitcast_convert_type(image.astype(jnp.bfloat16), jnp.uint16).reshape(len(image), -1)
+    factors = jax.random.bits(hash_key, values.shape[1:], jnp.uint32) | jnp.uint32(1)  # odd: no bit of a value is lost
+    hashes = jnp.sum(values.astype(jnp.uint32) * factors, axis=1, dtype=jnp.uint32)  # modulo 2^32
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys).astype(like.dtype)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxlocal import Batch, Network, make_blocks, models, rules
-from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised
+from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal
 from jaxlocal.executors import fused
 from jaxlocal.models.noprop import Diffusion
 from jaxlocal.network import cut_everywhere
@@ -33,7 +33,7 @@ def test_posterior_by_sampling():
     schedule, t, n = cosine_schedule(10), 6, 400_000
     u = jnp.full((n, 1), 0.7)
     keys = jax.random.split(jax.random.key(0), 2)
-    before = noised(u, schedule.signal[t - 1], keys[0])
+    before = noised(u, schedule.signal[t - 1], normal(keys[0], u))
     a, b, c = schedule.posterior(t)
     after = a * u + b * before + np.sqrt(c) * jax.random.normal(keys[1], u.shape)
     signal = schedule.signal[t]
@@ -84,7 +84,8 @@ def test_weights_telescope():
 def test_kl_of_gaussians():
     u = jnp.asarray([[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]])
     signal, n = 0.3, 200_000
-    z = noised(jnp.repeat(u, n, axis=0), signal, jax.random.key(0)).reshape(2, n, 3)
+    u_of_each = jnp.repeat(u, n, axis=0)
+    z = noised(u_of_each, signal, normal(jax.random.key(0), u_of_each)).reshape(2, n, 3)
     log_q = jax.scipy.stats.norm.logpdf(z, np.sqrt(signal) * u[:, None], np.sqrt(1 - signal)).sum(-1)
     log_p = jax.scipy.stats.norm.logpdf(z).sum(-1)
     np.testing.assert_allclose(gaussian_kl(u, signal), (log_q - log_p).mean(1), atol=0.02)

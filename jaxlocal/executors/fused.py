@@ -106,7 +106,7 @@ def fused(
         return train_step(blocks, feed, optimizer, state, batch, dtype=dtype, axis=axis)
 
     def evaluate(state: TrainState, data: Any) -> BlockMetrics:
-        keys = evaluation_keys(state.key, len(blocks), axis)
+        keys = evaluation_keys(state.key, len(blocks))
         batch = prepare(data, keys.prepare, train=False)
         return Span(blocks, feed).evaluate(ordered(None, dtype, axis), state.blocks, None, batch, keys)[1]
 

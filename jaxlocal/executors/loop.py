@@ -58,19 +58,15 @@ class StepKeys(NamedTuple):
 
 def step_keys(key: Key, step: Any, num_blocks: int, axis: DataAxis | None = None) -> StepKeys:
     """The keys of step ``step`` of a run whose key is ``key``; along a mapped axis each device has its own."""
-    step_key = _own(jax.random.fold_in(key, step), axis)
+    step_key = jax.random.fold_in(key, step)
+    step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis.name)) if axis else step_key
     blocks = tuple(_pair(jax.random.fold_in(step_key, i)) for i in range(num_blocks))
     return StepKeys(jax.random.fold_in(step_key, num_blocks), blocks)
 
 
-def evaluation_keys(key: Key, num_blocks: int, axis: DataAxis | None = None) -> StepKeys:
-    """The keys of every evaluation."""
-    key = _own(key, axis)
+def evaluation_keys(key: Key, num_blocks: int) -> StepKeys:
+    """The keys of every evaluation; devices share them, as nothing evaluated may depend on where an example is."""
     return StepKeys(key, tuple(_pair(jax.random.fold_in(key, i)) for i in range(num_blocks)))
-
-
-def _own(key: Key, axis: DataAxis | None) -> Key:
-    return jax.random.fold_in(key, jax.lax.axis_index(axis.name)) if axis else key
 
 
 def _pair(key: Key) -> tuple[Key, Key]:

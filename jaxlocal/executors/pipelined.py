@@ -165,7 +165,7 @@ def pipelined(
         run = ordered(optimizer if train else None, dtype, axis)
 
         def stage(key: Key, step: Any, states: Any, source: Any) -> tuple[Any, Any, Any]:
-            keys = step_keys(key, step, len(blocks), axis) if train else evaluation_keys(key, len(blocks), axis)
+            keys = step_keys(key, step, len(blocks), axis) if train else evaluation_keys(key, len(blocks))
             carry, batch = source if index else (None, prepare(source, keys.prepare, train=train))
             if train:
                 states, carry, metrics = span.step(run, states, carry, batch, keys)

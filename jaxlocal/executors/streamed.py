@@ -99,7 +99,7 @@ def streamed(
 
     def beginning(train: bool) -> Any:
         def one(key: Key, step: Any, data: Any) -> tuple[Batch, StepKeys]:
-            keys = step_keys(key, step, len(blocks), axis) if train else evaluation_keys(key, len(blocks), axis)
+            keys = step_keys(key, step, len(blocks), axis) if train else evaluation_keys(key, len(blocks))
             return prepare(data, keys.prepare, train=train), keys
 
         of_data = batch_axes if train else None

@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlocal.diffusion import normal
+from jaxlocal.diffusion import normal, normal_of
 from jaxlocal.layers import BatchNorm, conv, dense, flatten, scaled
 
 EMBEDDINGS = ("one_hot", "learned", "prototype")
@@ -61,6 +60,8 @@ class Diffusion(NamedTuple):
 class LabelUnit(nn.Module):
     """Owner of the class embeddings, and of the output head if there is one; starts from noise.
 
+    A prediction's noise follows from the image (:func:`jaxlocal.diffusion.normal_of`), that of training from the key.
+
     Attributes:
       classes: k.
       features: d, of learned embeddings.
@@ -79,8 +80,8 @@ class LabelUnit(nn.Module):
     def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Diffusion:
         table = self._table().astype(image.dtype)
         kernel, bias = _output_head(self, table) if self.head else (None, None)
-        key = self.make_rng("dropout") if train else jax.random.key(0)
-        z = normal(key, jnp.zeros((len(image), table.shape[1]), image.dtype))
+        z = jnp.zeros((len(image), table.shape[1]), image.dtype)
+        z = normal(self.make_rng("dropout"), z) if train else normal_of(image, 0, z)
         logits = jnp.zeros((len(image), self.classes), image.dtype)
         return Diffusion(image, z, table, kernel, bias, logits, jnp.ones(len(image), image.dtype))
 
@@ -117,7 +118,7 @@ class ImageFeatures(nn.Module):
 
 
 class Guess(nn.Module):
-    """From an image's features, a noised label and perhaps the time: ``[b, outputs]``.
+    """From an image's features, a noised label and perhaps the time: ``[b, outputs]``, in the dtype of the features.
 
     Attributes:
       outputs: k classes, or the d numbers of a velocity.
@@ -138,6 +139,7 @@ class Guess(nn.Module):
         self, features: Float[Array, "b f"], z: Float[Array, "b d"], time: Float[Array, "b"] | None, *, train: bool
     ) -> Float[Array, "b o"]:
         wide, narrow = scaled(256, self.width), scaled(128, self.width)
+        z = z.astype(features.dtype)
 
         def layer(x: Array, features: int, name: str) -> Array:
             x = dense(x, features, name=name)
@@ -151,7 +153,7 @@ class Guess(nn.Module):
             h = h + layer(nn.relu(layer(h, wide, "label2")), wide, "label3")
         paths = [features, h]
         if time is not None:
-            paths.append(nn.relu(dense(sinusoidal(time), wide, name="time")))
+            paths.append(nn.relu(dense(sinusoidal(time).astype(features.dtype), wide, name="time")))
         x = nn.relu(layer(jnp.concatenate(paths, axis=-1), wide, "fuse1"))
         return dense(nn.relu(layer(x, narrow, "fuse2")), self.outputs, name="answer")
 

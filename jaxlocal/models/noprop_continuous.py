@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlocal.diffusion import normal
 from jaxlocal.models.noprop import Diffusion, Guess, ImageFeatures, LabelUnit, expected
+from jaxlocal.objective import in_float32
 
 
 class Labelled(NamedTuple):
@@ -29,7 +30,7 @@ class Labelled(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a unit of continuous time is trained by.
+    """What a unit of continuous time is trained by, in float32 or wider.
 
     Attributes:
       error: ``[b]``, weighted squared distance to what is to be guessed.
@@ -86,6 +87,9 @@ class ContinuousUnit(nn.Module):
     It is trained on :class:`Labelled` images, at a random time of each; an image alone is followed from noise at time 0
     to time 1, ``steps`` steps of the ordinary differential equation of either process.
 
+    Labels, time and the sums of the steps are in float32, or wider if the images are: in bfloat16 a step of a
+    thousandth would leave z where it is. Features and guesses are in the dtype of the images.
+
     Attributes:
       label: owner of embeddings and output head.
       width: relative to the paper's.
@@ -109,14 +113,14 @@ class ContinuousUnit(nn.Module):
     @nn.compact
     def __call__(self, carry: Labelled | Float[Array, "b h w c"], *, train: bool) -> Terms | Float[Array, "b k"]:
         image = carry.image if isinstance(carry, Labelled) else carry
-        start = self.label(image, train=False)
+        start = jax.tree.map(in_float32, self.label(image, train=False))
         features = ImageFeatures(self.width, norm=False, dropout=self.dropout, name="image")(image, train=train)
         outputs = start.z.shape[1] if self.flow else self.label.classes
         guess = Guess(outputs, self.width, False, self.dropout, image.shape[1:], name="guess")
         schedule = None if self.flow else LearnedSchedule(self.end, name="schedule")
         if self.is_initializing():
             time = jnp.zeros(len(image))
-            guess(features, start.z, time.astype(image.dtype), train=train)
+            guess(features, start.z, time, train=train)
             if schedule:
                 schedule(time)
         if isinstance(carry, Labelled) and train:
@@ -128,25 +132,25 @@ class ContinuousUnit(nn.Module):
     def _draw(self, u: Array) -> tuple[Array, Array]:
         """A time and noise for each example."""
         times, noise = jax.random.split(self.make_rng("dropout"))
-        return jax.random.uniform(times, u.shape[:1]), normal(noise, u)
+        return jax.random.uniform(times, u.shape[:1], u.dtype), normal(noise, u)
 
     def _diffusion_terms(self, guess: Any, schedule: Any, features: Array, start: Diffusion, u: Array) -> Terms:
         time, noise = self._draw(u)
         gamma, slope = schedule(time)
-        logits = guess(features, _noised(u, gamma, noise), time.astype(u.dtype), train=True)
+        logits = in_float32(guess(features, _noised(u, gamma, noise), time, train=True))
         growth = -slope * jnp.exp(-gamma)  # of the signal-to-noise ratio
         distance = jnp.sum((expected(logits, start.table) - u) ** 2, axis=-1)
         end = _noised(u, schedule(jnp.ones_like(time))[0], self._draw(u)[1])
-        return Terms(growth * distance.astype(growth.dtype), u, start.answer(end), logits)
+        return Terms(growth * distance, u, start.answer(end), logits)
 
     def _flow_terms(self, guess: Any, schedule: Any, features: Array, start: Diffusion, u: Array) -> Terms:
         del schedule
         time, noise = self._draw(u)
-        at = time.astype(u.dtype)[:, None]
+        at = time[:, None]
         z = at * u + (1 - at) * noise
         if self.sigma:
             z = z + self.sigma * self._draw(u)[1]
-        velocity = guess(features, z, at[:, 0], train=True)
+        velocity = in_float32(guess(features, z, time, train=True))
         error = jnp.sum((velocity - (u - noise)) ** 2, axis=-1)
         reached = z + (1 - at) * velocity
         nearest = -distances(reached, start.table)
@@ -160,17 +164,17 @@ class ContinuousUnit(nn.Module):
 
         def velocity(z: Array, time: Array) -> Array:
             at = jnp.full(len(z), time)
-            out = guess.apply(of_guess, features, z, at.astype(z.dtype), train=False)
+            out = in_float32(guess.apply(of_guess, features, z, at, train=False))
             if self.flow:
                 return out
-            gamma, slope = (x.astype(z.dtype)[:, None] for x in schedule.apply(of_schedule, at))
+            gamma, slope = (x[:, None] for x in schedule.apply(of_schedule, at))
             signal, noise = nn.sigmoid(-gamma), nn.sigmoid(gamma)
             u, mean = expected(out, start.table), jnp.sqrt(signal)
             growth = -slope * signal * noise / 2  # half of the signal's
             return growth / mean * u - growth / noise * (z - mean * u)
 
         def step(i: Any, z: Array) -> Array:
-            now = i.astype(jnp.float32) / self.steps
+            now = i.astype(z.dtype) / self.steps
             first = velocity(z, now)
             if self.solver == "euler":
                 return z + first / self.steps
@@ -181,7 +185,7 @@ class ContinuousUnit(nn.Module):
 
 def _noised(u: Float[Array, "b d"], gamma: Float[Array, "b"], noise: Float[Array, "b d"]) -> Float[Array, "b d"]:
     r"""A draw from :math:`q(z_t \mid y)` at :math:`\mathrm{SNR} = e^{-\gamma}`."""
-    mean, deviation = (jnp.sqrt(nn.sigmoid(x)).astype(u.dtype)[:, None] for x in (-gamma, gamma))
+    mean, deviation = (jnp.sqrt(nn.sigmoid(x))[:, None] for x in (-gamma, gamma))
     return mean * u + deviation * noise
 
 

@@ -28,7 +28,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlocal import losses
-from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal
+from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal, normal_of
 from jaxlocal.feed import Feed
 from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.models.noprop import Diffusion, denoising_units
@@ -50,10 +50,10 @@ def _feed(schedule: Schedule, eta: float, stochastic: bool) -> Feed:
         assert isinstance(previous, Diffusion)
         z = previous.z
         if train:
-            z = noised(previous.table[batch.label], schedule.signal[index - 1], key)
+            z = noised(previous.table[batch.label], schedule.signal[index - 1], normal(key, z))
         elif index > 1:
             z = schedule.mean(index - 1, previous.guess(), z)
-            z += math.sqrt(schedule.posterior(index - 1)[2]) * normal(key, z) if stochastic else 0.0
+            z += math.sqrt(schedule.posterior(index - 1)[2]) * normal_of(batch.image, index - 1, z) if stochastic else 0
         weight = eta / 2 * (schedule.snr(index) - schedule.snr(index - 1))
         return previous._replace(z=z, weight=jnp.full_like(previous.weight, weight))
 
@@ -67,7 +67,8 @@ def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
         del variables
         assert isinstance(carry, Diffusion)
         u = carry.table[batch.label]
-        logits = in_float32(carry.answer(noised(u, schedule.signal[-1], key)))
+        noise = normal(key, u) if train else normal_of(batch.image, len(schedule.signal), u)
+        logits = in_float32(carry.answer(noised(u, schedule.signal[-1], noise)))
         kl = gaussian_kl(in_float32(u), schedule.signal[0])
         value = jnp.mean(loss(logits, batch.label) + kl)
         # What it is judged by is what it knows of the image: nothing yet.
@@ -99,7 +100,7 @@ def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False,
     Args:
       eta: :math:`\eta`, the weight of the denoising.
       offset: of :func:`cosine_schedule`; the higher, the noisier the last step.
-      stochastic: whether noise is added between the steps of a prediction.
+      stochastic: whether noise is added between the steps of a prediction; it follows from the image.
       loss: of the output head.
 
     Raises:

@@ -15,7 +15,7 @@ from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.models.noprop import denoising_units
 from jaxlocal.models.noprop_continuous import ContinuousUnit, Labelled, Terms
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, in_float32
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Key, Variables
 
@@ -32,15 +32,14 @@ def _continuous(weight: float, head: bool, signal: float, loss: Loss) -> LocalOb
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del variables, key
         if not train:
-            logits = in_float32(carry)
-            value = jnp.mean(loss(logits, batch.label))
-            return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(logits, batch.label)}, logits)
+            value = jnp.mean(loss(carry, batch.label))
+            return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(carry, batch.label)}, carry)
         assert isinstance(carry, Terms)
-        error, answer, guess = (jnp.mean(in_float32(carry.error)), in_float32(carry.answer), in_float32(carry.guess))
-        value = weight * error + jnp.mean(gaussian_kl(in_float32(carry.u), signal))
-        value += jnp.mean(loss(answer, batch.label)) if head else 0.0
-        metrics = {"accuracy": losses.accuracy(guess, batch.label), "error": error}
-        return ObjectiveOut(value, {}, metrics, guess)
+        error = jnp.mean(carry.error)
+        value = weight * error + jnp.mean(gaussian_kl(carry.u, signal))
+        value += jnp.mean(loss(carry.answer, batch.label)) if head else 0.0
+        metrics = {"accuracy": losses.accuracy(carry.guess, batch.label), "error": error}
+        return ObjectiveOut(value, {}, metrics, carry.guess)
 
     return headless(apply)
 
