@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from jaxlocal.layers import (
+    BatchNorm,
     adaptive_average_pool,
+    batch_norm_over,
     bilinear_resize,
     conv,
     dense,
@@ -58,6 +60,48 @@ def test_spread_keeps_the_dtype_and_sums_in_float32(dtype):
     (gradient,) = back(jnp.ones_like(y))
     assert y.dtype == gradient.dtype == dtype
     np.testing.assert_array_equal(gradient, jnp.full(3, 1000, dtype))
+
+
+class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return BatchNorm(False, name="norm")(x)
+
+
+def normalised(x, axis=None):
+    """What batch norm makes of ``x``, its statistics, and the gradient of a sum of cubes."""
+
+    def cubes(x):
+        with batch_norm_over(axis):
+            y, mutated = Norm().apply(variables, x, mutable=["batch_stats"])
+        return jnp.sum(y**3), (y, mutated["batch_stats"]["norm"])
+
+    variables = Norm().init(jax.random.key(0), jnp.zeros((1, x.shape[-1])))
+    gradient, (y, statistics) = jax.grad(cubes, has_aux=True)(x)
+    return y, gradient, statistics
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("ratio", [0.0, 3000.0, -3000.0])
+def test_batch_norm_keeps_its_precision_far_from_zero(devices, ratio):
+    """In float32, against float64, of inputs that are the same numbers; on one device, and on four that agree."""
+    x = np.random.default_rng(0).normal(ratio, 1, (64, 16, 16, 2)).astype(np.float32)
+    if devices == 1:
+        y, gradient, statistics = normalised(jnp.asarray(x))
+    else:
+        parts = jnp.asarray(x).reshape(devices, -1, *x.shape[1:])
+        y, gradient, statistics = jax.pmap(lambda part: normalised(part, "data"), "data")(parts)
+        y, gradient = y.reshape(x.shape), gradient.reshape(x.shape)
+        statistics = jax.tree.map(lambda s: s[0], statistics)
+    wide = x.astype(np.float64)
+    mean, variance = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
+    expected = (wide - mean) / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=2e-3)
+    np.testing.assert_allclose(statistics["mean"], 0.1 * mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * variance, rtol=1e-5)
+    slope = 3 * expected**2
+    centred = slope - slope.mean((0, 1, 2)) - expected * (slope * expected).mean((0, 1, 2))
+    np.testing.assert_allclose(gradient, centred / np.sqrt(variance + 1e-5), atol=2e-2)
 
 
 @pytest.mark.parametrize(("h", "w", "size"), [(8, 8, 2), (7, 7, 2), (5, 9, 3), (1, 1, 1), (6, 4, 4)])
