@@ -26,6 +26,7 @@ from jaxlocal.variables import (
     apply_module,
     cast,
     cast_floating,
+    computable,
     init_module,
     merge,
     nest,
@@ -174,8 +175,11 @@ def run(
 
     Returns:
       ``(the block's output, what the objective says)``; ``mutated`` covers the whole block.
+
+    Raises:
+      ValueError: if blocks cannot compute in ``dtype``.
     """
-    variables = cast(variables, dtype)
+    variables = cast(variables, computable(dtype))
     units_key, head_key = jax.random.split(key)
     output, mutated = forward(block, variables, cast_floating(carry, dtype), units_key, train=train)
     apply: Any = functools.partial(block.objective.apply, train=train)

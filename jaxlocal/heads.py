@@ -22,6 +22,7 @@ from jaxlocal.layers import (
     dense,
     flatten,
     global_average_pool,
+    in_float32,
     safe_sqrt,
     scaled,
 )
@@ -185,9 +186,9 @@ class PooledClassifier(nn.Module):
         # As in the authors' code: zeros are averaged in where a window sticks out, and where windows do
         # not divide the side, a few pixels at its end may be left out.
         padding = [((k * (o - n // k)) // 2,) * 2 for k, o, n in zip(window, out, (h, w), strict=True)]
-        total = nn.pool(x, 0.0, jax.lax.add, tuple(window), strides=tuple(window), padding=padding)
-        x = total / float(math.prod(window))
-        return dense(flatten(x), self.num_classes, name="dense")
+        total = nn.pool(in_float32(x), 0.0, jax.lax.add, tuple(window), strides=tuple(window), padding=padding)
+        mean = (total / float(math.prod(window))).astype(x.dtype)
+        return dense(flatten(mean), self.num_classes, name="dense")
 
 
 class Units(nn.Module):

@@ -3,9 +3,11 @@
 Convolutions draw from N(0, 2 / (k k out)) (He et al. 2015, fan-out), dense layers
 from U(-1/sqrt(in), 1/sqrt(in)) for weights and biases (PyTorch's default, which the
 AugLocal and InfoPro code keeps). No layer fixes a dtype: each computes in the
-dtype of its inputs and parameters, so precision is decided in one place.
+dtype of its inputs and parameters, so precision is decided in one place. Only sums do not: of more than
+a few values they are accumulated in float32 or wider, whatever the dtype (:func:`in_float32`, :func:`spread`).
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +29,48 @@ _batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
 
 def BatchNorm(use_running_average: bool, *, name: str) -> nn.BatchNorm:  # noqa: N802
     """Batch normalisation with the papers' constants; over all devices within :func:`batch_norm_over`."""
-    return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, axis_name=_batch_axis.get(), name=name)
+    return nn.BatchNorm(
+        use_running_average,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=_batch_axis.get(),
+        use_fast_variance=False,  # E[x^2] - E[x]^2 would cancel far from zero
+        name=name,
+    )
+
+
+def in_float32(x: Array) -> Array:
+    """The array in float32, unless it is wider."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+def spread(x: Array, like: Array) -> Array:
+    """``x``, broadcast to the shape and dtype of ``like``. Its gradient is a sum, accumulated in float32 or wider.
+
+    That of an ordinary broadcast is accumulated in the dtype itself: in bfloat16, a sum of ones stops at 256.
+    """
+    return jnp.broadcast_to(in_float32(x), like.shape).astype(like.dtype)
+
+
+class Biased(nn.Module):
+    """A layer, and a bias for each of its features: Flax's own would sum the bias' gradient in the layer's dtype.
+
+    Attributes:
+      layer: without a bias; its variables are those of this module, beside ``bias``.
+      bias_init: draws the bias.
+    """
+
+    layer: nn.Module
+    bias_init: Callable[..., Array] = initializers.zeros
+
+    def setup(self) -> None:
+        """Variables of the layer and the bias get no names between."""
+        nn.share_scope(self, self.layer)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... f"]) -> Float[Array, "b ... g"]:
+        y = self.layer(x)
+        return y + spread(self.param("bias", self.bias_init, y.shape[-1:]), y)
 
 
 def known_activation(name: str) -> str:
@@ -53,19 +96,20 @@ def batch_norm_over(axis: str | None) -> Iterator[None]:
 
 def conv(
     features: int, kernel: int, *, strides: int = 1, groups: int = 1, use_bias: bool = False, name: str
-) -> nn.Conv:
+) -> nn.Module:
     """A ``kernel x kernel`` convolution, padded by ``kernel // 2`` on every side; a bias starts at zero."""
-    return nn.Conv(
+    layer = functools.partial(
+        nn.Conv,
         features,
         (kernel, kernel),
         strides=strides,
         padding=kernel // 2,
         feature_group_count=groups,
-        use_bias=use_bias,
+        use_bias=False,
         kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated_cls=_convolve,
-        name=name,
     )
+    return Biased(layer(parent=None), name=name) if use_bias else layer(name=name)
 
 
 def _convolve() -> Callable[..., Array]:
@@ -80,7 +124,8 @@ def dense(x: Float[Array, "b f"], features: int, *, use_bias: bool = True, name:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return nn.Dense(features, use_bias, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+    layer = functools.partial(nn.Dense, features, use_bias=False, kernel_init=kernel_init)
+    return (Biased(layer(parent=None), bias_init, name=name) if use_bias else layer(name=name))(x)
 
 
 def global_average_pool(x: Float[Array, "b ... c"]) -> Float[Array, "b c"]:

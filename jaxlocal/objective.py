@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlocal import losses
+from jaxlocal.layers import in_float32
 from jaxlocal.variables import Key, Variables, apply_module, init_module, nest, pick
 
 Carry = Any  # what flows from block to block: an array, or a pytree where a feed says so
@@ -123,11 +124,6 @@ same_for_equal_arguments = functools.lru_cache(maxsize=4096)
 def headless(apply: Apply) -> LocalObjective:
     """An objective without variables of its own."""
     return LocalObjective(lambda key, carry, batch: {}, apply, no_sync)
-
-
-def in_float32(x: Array) -> Array:
-    """The array in float32, unless it is wider."""
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def _mean(values: Array) -> Array:

@@ -44,12 +44,31 @@ def split(variables: Variables) -> tuple[Any, Variables]:
 
 
 def cast(variables: Variables, dtype: Any) -> Variables:
-    """Casts every floating tensor to ``dtype``, except running statistics.
+    """Casts every floating tensor to ``dtype``, except running statistics, wherever they are nested.
 
     Running statistics keep their precision: in bfloat16 a moving average with
-    momentum 0.9 would stop moving.
+    momentum 0.9 would stop moving. Frozen ones are within ``fixed``.
     """
-    return {c: tree if c == RUNNING else cast_floating(tree, dtype) for c, tree in variables.items()}
+
+    def leaf(path: Any, x: Any) -> Any:
+        return x if jax.tree_util.DictKey(RUNNING) in path else cast_floating(x, dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+def computable(dtype: Any) -> Any:
+    """The dtype itself, if blocks can compute in it.
+
+    Raises:
+      ValueError: if it is none of float32, bfloat16 and (under x64) float64.
+    """
+    wide = (jnp.float64,) if jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64 else ()
+    if jnp.dtype(dtype) not in (jnp.dtype(known) for known in (jnp.float32, jnp.bfloat16, *wide)):
+        raise ValueError(
+            f"dtype {jnp.dtype(dtype)} given; compute in float32, bfloat16, or float64 under jax_enable_x64 "
+            "(float16 would need its loss scaled, which is not done here)"
+        )
+    return dtype
 
 
 def cast_floating(tree: Any, dtype: Any) -> Any:

@@ -14,7 +14,7 @@ from experiments.trained import restore
 from experiments.training import train_and_evaluate
 from jaxlocal import data, models, rules
 from jaxlocal.rules.adapt import Adapted, adopted
-from jaxlocal.variables import apply_module, init_module, pick
+from jaxlocal.variables import apply_module, cast, init_module, pick
 from tests import toy
 
 KEY = jax.random.key(0)
@@ -65,6 +65,46 @@ def test_units_that_differ_are_refused():
 def test_a_unit_that_puts_out_no_array_is_refused():
     with pytest.raises(ValueError, match="puts out no array"):
         toy.make(toy.on(models.noprop(2, width=0.1), rules.adapt(rules.backprop())))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (rules.adapt(rules.man(rules.greedy())), "adapt freezes the units: it cannot go around a rule that follows"),
+        (rules.man(rules.adapt(rules.greedy())), "man goes around a rule that neither changes the units"),
+    ],
+)
+def test_momentum_auxiliaries_are_refused(rule, message):
+    """Their averages follow what trains of the next unit, which is not the unit any more."""
+    with pytest.raises(ValueError, match=message):
+        toy.make(rule)
+
+
+def test_auxiliaries_without_an_average_are_not():
+    t = toy.make(toy.on(models.mlp((12, 8)), rules.adapt(rules.man(rules.greedy(), ema=False))))
+    t.executor.step(t.state, t.batch)
+
+
+def test_gradients_of_adaptors_are_summed_in_float32():
+    """The outer bias of a sum of all outputs counts them, which bfloat16 gives up at 256."""
+    x = jnp.ones((1024, 3), jnp.bfloat16)
+    adapted = Adapted(models.mlp((2,))[0])
+    variables = cast(init_module(adapted, KEY, x.astype(jnp.float32))[1], jnp.bfloat16)
+
+    def total(params):
+        return jnp.sum(adapted.apply({**variables, "params": params}, x, train=True), dtype=jnp.float32)
+
+    np.testing.assert_array_equal(jax.grad(total)(variables["params"])["outer"]["bias"].astype(jnp.float32), 1024)
+
+
+def test_frozen_statistics_keep_their_precision():
+    """At whatever depth: a unit that is adapted twice has its own two levels down."""
+    x = toy.digits().image
+    _, variables = init_module(Adapted(Adapted(models.ConvUnit(4))), KEY, x)
+    found = jax.tree_util.tree_leaves_with_path(cast(variables, jnp.bfloat16))
+    running = {leaf.dtype for path, leaf in found if "batch_stats" in jax.tree_util.keystr(path)}
+    others = {leaf.dtype for path, leaf in found if "batch_stats" not in jax.tree_util.keystr(path)}
+    assert (running, others) == ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.bfloat16)})
 
 
 def test_only_adaptors_and_heads_train():

@@ -1,5 +1,7 @@
 """The fused executor computes what a textbook says, in the memory that it promises."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from jaxlocal import (
     streamed,
     through,
 )
+from jaxlocal.executors import ONE_DEVICE, pipelined
 from jaxlocal.executors.fused import train_step
 from jaxlocal.heads import Classifier
 from jaxlocal.layers import global_average_pool
@@ -203,3 +206,21 @@ def test_a_unit_that_pools_its_input_away_is_refused():
     example = jax.tree.map(lambda x: x[:1], toy.digits())
     with pytest.raises(ValueError, match=r"ConvUnit leaves nothing of an input of shape \(1, 1, 1, 4\)"):
         fused(make_blocks(network, rule), rule.feed, toy.OPTIMIZER).init(jax.random.key(0), example)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.int32, "float8_e4m3fn", jnp.float64])
+def test_dtypes_that_are_not_computed_in_are_refused(dtype):
+    t = toy.make(rules.greedy())
+    arguments = t.blocks, t.feed, toy.OPTIMIZER
+    stages = {"placements": [ONE_DEVICE], "starts": []}
+    for make in (fused, streamed, functools.partial(pipelined, **stages)):
+        with pytest.raises(ValueError, match=r"^dtype \w+ given; compute in float32, bfloat16, or float64 under"):
+            make(*arguments, dtype=dtype)
+    with pytest.raises(ValueError, match="float16 would need its loss scaled"):
+        train_step(*arguments, t.state, t.batch, dtype=dtype)
+
+
+def test_float64_is_computed_in_under_x64():
+    t = toy.make(rules.greedy())
+    with jax.enable_x64(True):
+        fused(t.blocks, t.feed, toy.OPTIMIZER, dtype=jnp.float64)

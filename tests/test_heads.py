@@ -57,3 +57,12 @@ def test_conv_std_is_the_unbiased_deviation_over_space():
     )
     got = head.apply(variables, X, train=False)
     np.testing.assert_allclose(got, np.std(np.asarray(y).reshape(2, -1, 6), axis=1, ddof=1), rtol=1e-4)
+
+
+def test_the_pool_of_predsim_sums_in_float32():
+    """Windows of 1024 ones: in bfloat16 their sum would stop at 256."""
+    head, x = PooledClassifier(2, features=1), jnp.ones((1, 32, 32, 1), jnp.bfloat16)
+    params = {"dense": {"kernel": jnp.eye(1, 2, dtype=jnp.bfloat16), "bias": jnp.zeros(2, jnp.bfloat16)}}
+    y = head.apply({"params": params}, x, train=True)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(jnp.float32), [[1, 0]])

@@ -1,6 +1,7 @@
 """MAN: what the averages are, where the heads sit, what the gradient reaches."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,22 @@ def test_the_feature_is_the_weighted_sum_of_bias_and_average(scale):
     chex.assert_trees_all_close(y, s * terms[0][0] + (2 - s) * terms[1][0], rtol=1e-5, atol=1e-6)
     for name, (_, expected) in zip(("unit", "average"), terms, strict=True):
         chex.assert_trees_all_close(mutated["batch_stats"][name], expected["batch_stats"], rtol=1e-6)
+
+
+def test_the_gradient_of_the_scale_is_summed_in_float32():
+    """It is the difference of two sums over all outputs, here of 65536 twos and 65536 ones."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return self.param("factor", nn.initializers.constant(2.0), ()).astype(x.dtype) * x
+
+    adapter, x = MomentumAuxiliary(Twice(), scale=True), jnp.ones((64, 1024), jnp.bfloat16)
+    variables = adapter.init(jax.random.key(0), x, train=False)
+    variables = {**variables, EMA: {"average": {"factor": jnp.ones(())}}}
+    variables = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables)
+    gradient = jax.grad(lambda v: jnp.sum(adapter.apply(v, x, train=True), dtype=jnp.float32))(variables)
+    assert gradient["params"]["scale"] == 65536
 
 
 def test_heads_read_the_next_units_width():

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlocal.layers import adaptive_average_pool
-from jaxlocal.objective import in_float32
+from jaxlocal.layers import adaptive_average_pool, in_float32
 
 _EXACT = jax.lax.Precision.HIGHEST
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlocal.objective import in_float32
+from jaxlocal.layers import in_float32
 
 
 def centred_gram(features: Float[Array, "n ..."]) -> Float[Array, "n n"]:

@@ -20,7 +20,7 @@ from jaxlocal.executors.loop import Run, Span, evaluation_keys, init_state, step
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry
-from jaxlocal.variables import Key, Variables, nbytes
+from jaxlocal.variables import Key, Variables, computable, nbytes
 
 # Traced once for blocks of equal structure, however many there are.
 _update = jax.jit(block_lib.update, static_argnames=("block", "optimizer", "dtype", "axis"))
@@ -95,8 +95,11 @@ def fused(
       seeds: whether several seeds train together, states stacked along a leading axis. So are then the
         data of ``batch_axes`` 0; evaluation gives the same data to all.
       placement: the devices.
+
+    Raises:
+      ValueError: if blocks cannot compute in ``dtype``.
     """
-    axis = placement.axis
+    axis, dtype = placement.axis, computable(dtype)
 
     def init(key: Key, batch: Batch) -> TrainState:
         return init_state(blocks, feed, optimizer, key, batch)

@@ -33,7 +33,7 @@ from jaxlocal.executors.loop import Span, evaluation_keys, init_state, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry, no_sync
-from jaxlocal.variables import Key, abstract, nbytes
+from jaxlocal.variables import Key, abstract, computable, nbytes
 
 STAGE = "stage"
 ROUNDS = 4  # of a measurement, the first of which compiles
@@ -143,7 +143,7 @@ def pipelined(
       seeds: as in :func:`jaxlocal.executors.fused`.
 
     Raises:
-      ValueError: if the stages do not fit the blocks or the placements.
+      ValueError: if the stages do not fit the blocks or the placements, or blocks cannot compute in ``dtype``.
     """
     bounds = list(pairwise((0, *starts, len(blocks))))
     if len(placements) != len(bounds) or any(first >= end for first, end in bounds):
@@ -152,7 +152,7 @@ def pipelined(
             f"at least one of the {len(blocks)} blocks, in order"
         )
     spans = [Span(blocks[first:end], feed, first) for first, end in bounds]
-    last, axis = len(spans) - 1, placements[0].axis
+    last, axis, dtype = len(spans) - 1, placements[0].axis, computable(dtype)
     over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if seeds else (lambda f, axes=0: f)
     onward = [Link(a, b) for a, b in pairwise(placements)]
     back = [Link(b, a) for a, b in pairwise(placements)]

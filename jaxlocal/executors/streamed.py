@@ -27,7 +27,7 @@ from jaxlocal.executors.loop import (
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry
-from jaxlocal.variables import Key, abstract, nbytes
+from jaxlocal.variables import Key, abstract, computable, nbytes
 
 
 def streamed(
@@ -58,8 +58,11 @@ def streamed(
         overlaps the present block's computation, so three states at most are on the device.
         Old states are not donated in host memory: it holds two of each during a step. Several
         seeds are initialised on the device.
+
+    Raises:
+      ValueError: if blocks cannot compute in ``dtype``.
     """
-    axis = placement.axis
+    axis, dtype = placement.axis, computable(dtype)
     over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if seeds else (lambda f, axes=0: f)
 
     @functools.cache

@@ -1,5 +1,6 @@
 """Recurrent networks over the rows of an image."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +8,15 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from jaxlocal.layers import in_float32
+
 CELLS = {"rnn": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
 
 class RecurrentUnit(nn.Module):
     """One recurrent layer: ``[b, t, f] -> [b, t, features]``; of an image, rows are time steps.
+
+    It computes in float32, or wider: states and gradients are sums over time.
 
     Attributes:
       features: of the state.
@@ -25,12 +30,14 @@ class RecurrentUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ... g"]:
-        x = x.reshape(*x.shape[:2], -1)
+        rows = in_float32(x.reshape(*x.shape[:2], -1))
         cell = CELLS[self.cell](self.features, name="cell")
-
-        start = jax.tree.map(lambda s: s.astype(x.dtype), cell.initialize_carry(jax.random.key(0), x[:, 0].shape))
-        states: Any = nn.RNN(cell, name="layer")(x, initial_carry=start)
-        return states[:, -1] if self.last else states
+        widened = functools.partial(jax.tree.map, in_float32)
+        # Around the loop, not in the cell: the gradients of all time steps add up in the dtype of what the loop takes.
+        layer = nn.map_variables(nn.RNN, "params", trans_in_fn=widened, init=self.is_initializing())
+        start = jax.tree.map(lambda s: s.astype(rows.dtype), cell.initialize_carry(jax.random.key(0), rows[:, 0].shape))
+        states: Any = layer(cell, name="layer")(rows, initial_carry=start)
+        return (states[:, -1] if self.last else states).astype(x.dtype)
 
 
 def rnn(features: Sequence[int] = (256,), cell: str = "rnn") -> tuple[nn.Module, ...]:

@@ -12,13 +12,16 @@ References:
   Houlsby et al. Parameter-Efficient Transfer Learning for NLP. arXiv 1902.00751, figure 2: the adaptor.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from jaxlocal.layers import Biased
 from jaxlocal.network import Network
+from jaxlocal.objective import no_sync
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Variables, alike
 
@@ -46,8 +49,9 @@ class Adapted(nn.Module):
             raise ValueError(f"adapt: unit {type(unit).__name__} puts out no array, which an adaptor could follow")
         if not self.adaptor:
             return y
-        hidden = nn.tanh(nn.Dense(y.shape[-1], name="inner")(y))
-        return y + nn.Dense(y.shape[-1], kernel_init=nn.initializers.zeros, name="outer")(hidden)
+        layer = functools.partial(nn.Dense, y.shape[-1], use_bias=False, parent=None)
+        hidden = nn.tanh(Biased(layer(), name="inner")(y))
+        return y + Biased(layer(kernel_init=nn.initializers.zeros), name="outer")(hidden)
 
 
 def adopted(new: Variables, trained: Variables) -> Variables:
@@ -70,12 +74,20 @@ def adapt(rule: Rule, adaptors: bool = True) -> Rule:
     """The objectives of ``rule`` train an adaptor of each unit, and the units stay as they are.
 
     Args:
-      rule: whose objectives train the adaptors; its heads train as ever.
+      rule: whose objectives train the adaptors; its heads train as ever. Not one that follows other blocks, as
+        MAN's averages do: what a next block's unit would show them is frozen.
       adaptors: whether there are any; without them heads alone train.
+
+    Raises:
+      ValueError: if the rule follows other blocks.
     """
 
     def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
         cut, local = rule(network, num_classes)
+        if any(objective.sync is not no_sync for objective in local.objectives):
+            raise ValueError(
+                "adapt freezes the units: it cannot go around a rule that follows other blocks, as man does"
+            )
         return cut._replace(units=tuple(Adapted(unit, adaptors) for unit in cut.units)), local
 
     return wrapped

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxlocal.layers import in_float32, spread
 from jaxlocal.network import Network
 from jaxlocal.objective import Sync, no_sync, same_for_equal_arguments, through
 from jaxlocal.rule import LocalRule, Rule
@@ -39,11 +40,12 @@ class MomentumAuxiliary(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
-        s = self.param("scale", nn.initializers.ones, (), x.dtype) if self.scale else jnp.ones((), x.dtype)
-        terms = [s * self.unit(x, train=train)] if self.bias else []
-        if self.ema:
-            terms.append((2 - s) * self._average(x, train=train))
-        return sum(terms[1:], start=terms[0])
+        # Float32, as its gradient is a difference of sums that are much alike.
+        s = in_float32(self.param("scale", nn.initializers.ones, ())) if self.scale else None
+        terms = [self.unit(x, train=train)] if self.bias else []
+        terms += [self._average(x, train=train)] if self.ema else []
+        weighted = terms if s is None else [spread(w, y) * y for w, y in zip((s, 2 - s), terms, strict=True)]
+        return sum(weighted[1:], start=weighted[0])
 
     def _average(self, x: Array, *, train: bool) -> Array:
         """The unit on averaged parameters; its batch norm keeps running statistics of its own."""
@@ -88,13 +90,11 @@ def man(
       decay: :math:`m`, in [0, 1].
       bias: whether there is a learnable bias; without it only the average is left.
       ema: whether there is a moving average; without it only the bias is left.
-      start: ``next`` starts the average from the next unit's parameters (paper),
-        ``independent`` from a draw of its own (authors' code).
+      start: of the average, at the ``next`` unit's parameters (paper) or at an ``independent`` draw (authors' code).
       scale: MAN++'s learnable scale.
 
     Raises:
-      ValueError: if an option is not one of these, bias and average are both left out, or
-        the rule is one that this cannot go around.
+      ValueError: if an option is none of these, bias and average are both left out, or man cannot go around the rule.
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"man: decay {decay} given; choose 0 to 1")
