@@ -27,7 +27,7 @@ class Order:
     def __init__(self, seed: int, num_examples: int, batch_size: int) -> None:
         self._seed, self._num_examples, self._batch_size = seed, num_examples, batch_size
         self._per_epoch = steps_per_epoch(num_examples, batch_size)
-        self._drawn: tuple[int, Int32[np.ndarray, "n"]] | None = None
+        self._drawn: tuple[int, np.ndarray] | None = None
 
     def __call__(self, step: int) -> Int32[np.ndarray, "b"]:
         """The examples of a step: a slice of its epoch's own permutation."""
