@@ -143,10 +143,11 @@ class Span(NamedTuple):
         metrics: list[Metrics] = []
         for i, block, old, coming in self._fetched(run, states):
             feed_key, block_key = keys.blocks[i]
-            carry = self.feed(i, carry, batch, feed_key, train=True)
-            new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
-            if coming is not None and block.objective.sync is not no_sync:
-                new = run.sync(block, new, block_lib.params_of(coming))
+            with jax.named_scope(f"block_{i}"):  # for profiles
+                carry = self.feed(i, carry, batch, feed_key, train=True)
+                new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
+                if coming is not None and block.objective.sync is not no_sync:
+                    new = run.sync(block, new, block_lib.params_of(coming))
             new_states.append(run.rest(new))
             metrics.append(block_metrics)
             run.pace(new_states[-1])
