@@ -192,37 +192,6 @@ class Chrono:
         return rate * self._batch_size, f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-class Profiler:
-    """Traces the third to sixth step of a run, so that neither compilation nor the first transfers are in it.
-
-    Args:
-      directory: where the trace goes.
-      first_step: of this process; None traces nothing.
-    """
-
-    def __init__(self, directory: Path, first_step: int | None) -> None:
-        self._directory = directory
-        self._steps = range(0) if first_step is None else range(first_step + 2, first_step + 6)
-        self._tracing = False
-
-    def before(self, step: int, state: Any) -> None:
-        """To be called before each step; starts or ends the trace where its time has come."""
-        if step in self._steps and not self._tracing:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self._directory))
-            self._tracing = True
-        elif self._tracing and step == self._steps.stop:
-            jax.block_until_ready(state)
-            self.close()
-
-    def close(self) -> None:
-        """Ends the trace, if one is under way, and says where it is."""
-        if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False
-            print(f"trace in {self._directory}", flush=True)
-
-
 def percent(block: Mapping[str, float], digits: int) -> str:
     """A block's accuracy in percent, or a dash if its objective predicts no classes."""
     return f"{100 * block['accuracy']:.{digits}f}" if "accuracy" in block else "-"

@@ -47,7 +47,7 @@ if __name__ == "__main__":  # flags are the program's: as modules, several are u
     _CONFIG = config_flag("What to train: a file of experiments/configs.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
     _PROFILE = flags.DEFINE_bool(
-        "profile", False, "Write a trace of a few steps to WORKDIR/profile, for TensorBoard or XProf."
+        "profile", False, "Trace a few steps into WORKDIR/profile, and print where their time goes, by block."
     )
     _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
     run(main)

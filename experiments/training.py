@@ -19,7 +19,8 @@ from experiments.checkpoint import NOT_EVALUATED, Checkpoints, has_any
 from experiments.cli import GOES_ON, UserError, saving
 from experiments.divergence import DivergedError, Watch, with_other_key
 from experiments.notebook import printing_in_place
-from experiments.record import Blocks, Chrono, Profiler, Recorder, by_seed, format_blocks, mean, tested
+from experiments.profiling import Profiler
+from experiments.record import Blocks, Chrono, Recorder, by_seed, format_blocks, mean, tested
 from experiments.summary import Results, size_of
 from experiments.trained import start_from
 from experiments.workdir import check, claimed
@@ -36,7 +37,7 @@ def train_and_evaluate(
       config: as :mod:`experiments.configs` makes them.
       workdir: made if need be; must not hold a run of another config.
       experiment: the config, built, if it was before; its seed may be another.
-      profile: whether to trace a few steps, into ``workdir/profile``.
+      profile: whether to trace a few steps, into ``workdir/profile``, and print where their time went.
 
     Raises:
       UserError: if the config, the data set or the workdir cannot be used, or another run is using it; as
@@ -61,7 +62,9 @@ def train_and_evaluate(
                     state = with_other_key(state)
                 with (
                     closing(Recorder(workdir, last, config.seed)) as recorder,
-                    closing(Profiler(workdir / "profile", last if profile else None)) as profiler,
+                    closing(
+                        Profiler(workdir / "profile", last if profile else None, experiment.executor.programs)
+                    ) as profiler,
                     closing(experiment.batches(config, range(last, experiment.num_steps))) as batches,
                 ):
                     if config.start_from and not recorder.history:
@@ -127,7 +130,7 @@ def _loop(
     for step, batch in zip(range(first_step, experiment.num_steps), batches, strict=True):
         if step == first_step:
             compiled = cost.of_step(experiment, config, state, batch)
-        profiler.before(step, state)
+        profiler.before(step, state, batch)
         state, metrics = experiment.executor.step(state, batch)
         done = step + 1
         under_way.append((done, metrics))

@@ -36,6 +36,7 @@ from jaxlocal.variables import (
 
 Metrics = dict[str, jax.Array]
 _PRODUCTS = jax.checkpoint_policies.dots_saveable  # outputs of convolutions and dense layers
+_JOINED = 2**20  # bytes of an array that joins others in a message, at most
 
 
 class Block(NamedTuple):
@@ -229,15 +230,22 @@ def gradients(
 
 
 def mean_over(tree: Any, axis: DataAxis | None) -> Any:
-    """The mean over the devices, by one message for each dtype; the tree itself if there is one device."""
+    """The mean over the devices; the tree itself if there is one device.
+
+    Small arrays of a dtype go as one message: between processes each takes a millisecond or more, however short. Large
+    ones go as they are: joined, they would be in memory once more.
+    """
     if not axis:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    means: dict[int, jax.Array] = {}
-    for dtype in dict.fromkeys(x.dtype for x in leaves):
-        flat, restore = ravel_pytree({i: x for i, x in enumerate(leaves) if x.dtype == dtype})
-        means |= restore(jax.lax.pmean(flat, axis.name))
-    return jax.tree.unflatten(structure, [means[i] for i in range(len(leaves))])
+    parts: dict[Any, dict[int, jax.Array]] = {}
+    for i, x in enumerate(leaves):
+        parts.setdefault(x.dtype if x.nbytes <= _JOINED else i, {})[i] = x
+    flat = {name: ravel_pytree(part) if len(part) > 1 else (part, lambda x: x) for name, part in parts.items()}
+    means = jax.lax.pmean([x for x, _ in flat.values()], axis.name)
+    restored = [restore(mean) for (_, restore), mean in zip(flat.values(), means, strict=True)]
+    whole = {i: x for part in restored for i, x in part.items()}
+    return jax.tree.unflatten(structure, [whole[i] for i in range(len(leaves))])
 
 
 def update(

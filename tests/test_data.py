@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from jaxlocal import data
 from jaxlocal.data import sources
 from jaxlocal.data.augment import Recipe, normalise, random_crop, random_flip
+from jaxlocal.executors import ONE_DEVICE
 
 SHAPES = {
     "cifar10": (32, 32, 3),
@@ -111,6 +114,25 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     order = [data.batch_indices(seed, step, 100, 10) for seed in (0, 1) for step in (0, 10)]
     assert len({tuple(x) for x in order}) == 4
     np.testing.assert_array_equal(data.batch_indices(0, 7, 100, 10), data.batch_indices(0, 7, 100, 10))
+
+
+def test_each_epoch_of_each_seed_is_drawn_once(monkeypatch):
+    """However many seeds train together; and of each, one epoch is kept."""
+    drawn = []
+    real = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or real(seed))
+    dataset = data.InMemory(data.load("random_8_10_64"))
+    steps = 2 * data.steps_per_epoch(dataset.num_train, 8)
+    drawn.clear()
+    with contextlib.closing(
+        dataset.train(ONE_DEVICE, dataset.resident(ONE_DEVICE), range(steps), 8, range(40))
+    ) as stream:
+        batches = list(stream)
+    assert sorted(drawn) == [(seed, epoch) for seed in range(40) for epoch in range(2)]
+    monkeypatch.undo()
+    for step, batch in enumerate(batches):
+        expected = [data.batch_indices(seed, step, dataset.num_train, 8) for seed in range(40)]
+        np.testing.assert_array_equal(batch.chosen, expected)
 
 
 @pytest.mark.parametrize("batch", [0, 101])

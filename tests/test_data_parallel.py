@@ -1,5 +1,6 @@
 """Four devices against one: the same batch, the same numbers."""
 
+import functools
 import shutil
 
 import chex
@@ -11,7 +12,7 @@ import pytest
 from experiments.build import build
 from experiments.cli import UserError
 from experiments.training import train_and_evaluate
-from jaxlocal import Batch, DataParallel, fused, rules, streamed
+from jaxlocal import Batch, DataParallel, Network, block, fused, make_blocks, models, rules, streamed
 from jaxlocal.executors import ONE_DEVICE
 from tests import toy
 from tests.test_contract import ROWS, rows
@@ -117,6 +118,41 @@ def test_programs_are_of_one_device():
         flops.append(sum(p.times * p.lowered.compile().cost_analysis()["flops"] for p in programs))
     assert flops[1] == pytest.approx(flops[0] / 4, rel=0.1)
     assert flops[2] == pytest.approx(flops[0] / 4, rel=0.1)
+
+
+def test_gradients_are_averaged_in_few_messages_and_no_copy():
+    """Twelve small arrays are one of the operands; the large ones are not in memory once more."""
+    units = models.mlp((1024,) * 6)
+    network, local_rule = rules.backprop()(Network(units, ()), 10)
+    blocks = make_blocks(network, local_rule)
+    batch = Batch(jnp.zeros((16, 1024)), jnp.zeros(16, jnp.int32))
+    make = functools.partial(fused, blocks, local_rule.feed, toy.OPTIMIZER)
+    state = jax.eval_shape(make().init, jax.random.key(0), batch)
+    temporaries = []
+    for options in ({}, {"placement": DataParallel(jax.devices()[:4], "shard_map")}):
+        executor = make(**options)
+        (program,) = executor.programs(state, parts(batch, options.get("placement", ONE_DEVICE)))
+        compiled = program.lowered.compile()
+        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    sent = [line for line in program.lowered.as_text("hlo").splitlines() if " all-reduce(" in line]
+    assert len(sent) == 7  # six matrices, and everything else
+    gradient = 6 * 1024 * 1024 * 4
+    assert temporaries[1] - temporaries[0] < 1.3 * gradient  # what is sent and what comes back
+
+
+def test_the_mean_of_several_dtypes_and_sizes():
+    """Whatever goes together: arrays come back to where they were."""
+    tree = {
+        "small": [jnp.arange(3.0), jnp.ones((2, 2), jnp.bfloat16)],
+        "large": jnp.ones((600, 600)),
+        "one": jnp.float16(2),
+    }
+    each = jax.tree.map(lambda x: jnp.stack([x * i for i in range(4)]).astype(x.dtype), tree)
+    found = jax.pmap(lambda x: block.mean_over(x, block.DataAxis("data")), "data")(each)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, each)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[3], found), jax.tree.map(lambda x: (x * 1.5).astype(x.dtype), tree)
+    )
 
 
 @pytest.mark.slow

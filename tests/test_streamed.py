@@ -74,6 +74,17 @@ def test_three_states_at_most_are_on_the_device():
         assert sizes[i] <= bytes_seen <= max(around) + beside
 
 
+def test_evaluation_fetches_variables_alone(monkeypatch):
+    """The optimizers' states stay at rest."""
+    executor, example = small(rules.greedy(), streamed, offload=True)
+    state = executor.init(jax.random.key(0), example)
+    moved = []
+    real = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda tree, *where: moved.append(nbytes(tree)) or real(tree, *where))
+    executor.evaluate(state, toy.digits())
+    assert moved == [nbytes(block.variables) for block in state.blocks]
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_the_host_does_not_run_ahead(train):
     """When a block is fed, and the next one's state was fetched, the output before the last is there."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlocal.data.augment import Examples, prepare_with, recipe
-from jaxlocal.data.order import batch_indices
+from jaxlocal.data.order import Order
 from jaxlocal.data.prototypes import prototypes
 from jaxlocal.data.sources import Dataset
 from jaxlocal.feed import Prepare
@@ -155,8 +155,9 @@ class InMemory:
     ) -> Generator[Any, None, None]:
         """Positions go to the devices when they are asked for."""
         mine, (image, label) = devices.positions(batch_size), resident
+        orders = [Order(seed, self.num_train, batch_size) for seed in seeds]
         for step in steps:
-            chosen = [batch_indices(seed, step, self.num_train, batch_size)[mine] for seed in seeds]
+            chosen = [order(step)[mine] for order in orders]
             yield Examples(image, label, devices.spread(chosen[0] if len(seeds) == 1 else np.stack(chosen), 0))
 
     def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:

@@ -1,7 +1,5 @@
 """The order of examples, which follows from seed and step alone."""
 
-import functools
-
 import numpy as np
 from jaxtyping import Int32
 
@@ -17,12 +15,30 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
+class Order:
+    """The examples of steps, for one seed. It keeps the permutation of the epoch that it was asked for last.
+
+    Args:
+      seed: of the run.
+      num_examples: of the training split.
+      batch_size: examples in a step.
+    """
+
+    def __init__(self, seed: int, num_examples: int, batch_size: int) -> None:
+        self._seed, self._num_examples, self._batch_size = seed, num_examples, batch_size
+        self._per_epoch = steps_per_epoch(num_examples, batch_size)
+        self._drawn: tuple[int, np.ndarray] | None = None
+
+    def __call__(self, step: int) -> Int32[np.ndarray, "b"]:
+        """The examples of a step: a slice of its epoch's own permutation."""
+        epoch, position = divmod(step, self._per_epoch)
+        drawn = self._drawn  # looked at once: workers' threads may share this
+        if drawn is None or drawn[0] != epoch:
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._num_examples).astype(np.int32)
+            drawn = self._drawn = epoch, order
+        return drawn[1][position * self._batch_size : (position + 1) * self._batch_size]
+
+
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> Int32[np.ndarray, "b"]:
-    """The examples of a step: a slice of its epoch's own permutation."""
-    epoch, position = divmod(step, steps_per_epoch(num_examples, batch_size))
-    return _permutation(seed, epoch, num_examples)[position * batch_size : (position + 1) * batch_size]
-
-
-@functools.lru_cache(maxsize=16)
-def _permutation(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, "n"]:
-    return np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
+    """The examples of a single step; of many, an :class:`Order` draws each epoch once."""
+    return Order(seed, num_examples, batch_size)(step)

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxlocal.data.augment import STREAMED, Decoded, prepare_with
 from jaxlocal.data.inputs import Box, Devices
-from jaxlocal.data.order import batch_indices
+from jaxlocal.data.order import Order
 from jaxlocal.data.sources import tfds_builder, tfds_records
 
 
@@ -107,11 +107,11 @@ class _Training:
     side: int
     here: bool
     seed: int
-    batch_size: int
+    order: Order
     positions: np.ndarray
 
     def __call__(self, step: int) -> Decoded:
-        chosen = batch_indices(self.seed, step, len(self.records.source), self.batch_size)
+        chosen = self.order(step)
 
         def read(position: int) -> tuple[np.ndarray, int]:
             rng = np.random.default_rng((self.seed, step, position, 1))  # 1: nor does the order of examples share it
@@ -236,7 +236,8 @@ class Streamed:
         del resident
         (seed,) = seeds
         positions, here = devices.positions(batch_size), _is_here(devices)
-        load = _Training(self._train, self.image_shape[0], here, seed, batch_size, positions)
+        order = Order(seed, self.num_train, batch_size)
+        load = _Training(self._train, self.image_shape[0], here, seed, order, positions)
         yield from _loaded(load, steps, self._workers, devices)
 
     def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:

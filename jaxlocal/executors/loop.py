@@ -19,8 +19,8 @@ from jaxlocal.objective import Batch, Carry, no_sync
 from jaxlocal.variables import Key, Variables
 
 
-def stay(state: BlockState) -> BlockState:
-    """Leaves a block's state where it is."""
+def stay(state: Any) -> Any:
+    """Leaves what a block has where it is."""
     return state
 
 
@@ -31,7 +31,8 @@ class Run(NamedTuple):
       update: ``(block, state, carry, batch, key) -> (state, carry, metrics)``; see :func:`jaxlocal.block.update`.
       sync: ``(block, state, next block's parameters) -> state``.
       evaluate: ``(block, variables, carry, batch, key) -> (carry, metrics)``.
-      fetch: brings a block's state to where it is computed with; called while the block before is at work.
+      fetch: brings a block's state, or its variables, to where it is computed with; called while the block before
+        is at work.
       rest: takes an updated state to where it waits for the next step.
       pace: is given what each block leaves, and may wait for the one before.
     """
@@ -39,7 +40,7 @@ class Run(NamedTuple):
     update: Callable[[Block, BlockState, Carry, Batch, Key], tuple[BlockState, Carry, Metrics]]
     sync: Callable[[Block, BlockState, Any], BlockState]
     evaluate: Callable[[Block, Variables, Carry, Batch, Key], tuple[Carry, Metrics]]
-    fetch: Callable[[BlockState], BlockState] = stay
+    fetch: Callable[[Any], Any] = stay
     rest: Callable[[BlockState], BlockState] = stay
     pace: Callable[[Any], None] = lambda left: None
 
@@ -138,10 +139,11 @@ class Span(NamedTuple):
         metrics: list[Metrics] = []
         for i, block, old, coming in self._fetched(run, states):
             feed_key, block_key = keys.blocks[i]
-            carry = self.feed(i, carry, batch, feed_key, train=True)
-            new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
-            if coming is not None and block.objective.sync is not no_sync:
-                new = run.sync(block, new, block_lib.params_of(coming))
+            with jax.named_scope(f"block_{i}"):  # for profiles
+                carry = self.feed(i, carry, batch, feed_key, train=True)
+                new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
+                if coming is not None and block.objective.sync is not no_sync:
+                    new = run.sync(block, new, block_lib.params_of(coming))
             new_states.append(run.rest(new))
             metrics.append(block_metrics)
             run.pace(new_states[-1])
@@ -152,16 +154,16 @@ class Span(NamedTuple):
     ) -> tuple[Carry, BlockMetrics]:
         """Loss and metrics at every exit: ``(the last block's output, metrics of each block)``."""
         metrics: list[Metrics] = []
-        for i, block, present, _ in self._fetched(run, states):
+        for i, block, variables, _ in self._fetched(run, [state.variables for state in states]):
             feed_key, block_key = keys.blocks[i]
             carry = self.feed(i, carry, batch, feed_key, train=False)
-            carry, block_metrics = run.evaluate(block, present.variables, carry, batch, block_key)
+            carry, block_metrics = run.evaluate(block, variables, carry, batch, block_key)
             metrics.append(block_metrics)
             run.pace(block_metrics)
         return carry, tuple(metrics)
 
     def _fetched(self, run: Run, states: Sequence[Any]) -> Iterator[tuple[int, Block, Any, Any]]:
-        """Each block's index, itself, its state and the next one's (None after the last), which is fetched by then."""
+        """Each block's index, itself, what it has and what the next one has (None after the last), fetched by then."""
         coming: Any = run.fetch(states[0])
         for i, (block, later) in enumerate(zip(self.blocks, (*states[1:], None), strict=True), self.first):
             present, coming = coming, None if later is None else run.fetch(later)

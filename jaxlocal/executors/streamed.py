@@ -156,19 +156,19 @@ def streamed(
     return Executor(init, step, evaluate, programs)
 
 
-def _to_device(state: BlockState) -> BlockState:
-    return _move(state, "device")
+def _to_device(tree: Any) -> Any:
+    return _move(tree, "device")
 
 
 def _to_host(state: BlockState) -> BlockState:
     return _move(state, "pinned_host")
 
 
-def _move(state: BlockState, memory_kind: str) -> BlockState:
+def _move(tree: Any, memory_kind: str) -> Any:
     """Starts the transfer: a plain copy between memories, which runs beside what the device computes."""
-    if is_traced(state):
-        return state
-    return jax.device_put(state, jax.tree.map(lambda x: x.sharding.with_memory_kind(memory_kind), state))
+    if is_traced(tree):
+        return tree
+    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(memory_kind), tree))
 
 
 class _Pace:
