@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
+from jaxlocal.axis import DataAxis, mean_over
 from jaxlocal.guard import changed_if, checked
 from jaxlocal.layers import batch_norm_over
 from jaxlocal.network import Network, blocks_of
@@ -36,7 +36,6 @@ from jaxlocal.variables import (
 
 Metrics = dict[str, jax.Array]
 _PRODUCTS = jax.checkpoint_policies.dots_saveable  # outputs of convolutions and dense layers
-_JOINED = 2**20  # bytes of an array that joins others in a message, at most
 
 
 class Block(NamedTuple):
@@ -51,18 +50,6 @@ class Block(NamedTuple):
     units: tuple[nn.Module, ...]
     objective: LocalObjective
     remat: Remat | None = None
-
-
-class DataAxis(NamedTuple):
-    """The mapped axis along which a batch is split over devices.
-
-    Attributes:
-      name: of the axis.
-      sync_batch_norm: whether batch norms take their statistics over the whole batch.
-    """
-
-    name: str
-    sync_batch_norm: bool = False
 
 
 @flax.struct.dataclass
@@ -227,25 +214,6 @@ def gradients(
         gradient, (output, out) = jax.grad(loss_fn, has_aux=True)(params)
     gradient, loss, mutated, metrics = mean_over((gradient, out.loss, out.mutated, out.metrics), axis)
     return gradient, output, out._replace(loss=loss, mutated=mutated, metrics=metrics)
-
-
-def mean_over(tree: Any, axis: DataAxis | None) -> Any:
-    """The mean over the devices; the tree itself if there is one device.
-
-    Small arrays of a dtype go as one message: between processes each takes a millisecond or more, however short. Large
-    ones go as they are: joined, they would be in memory once more.
-    """
-    if not axis:
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    parts: dict[Any, dict[int, jax.Array]] = {}
-    for i, x in enumerate(leaves):
-        parts.setdefault(x.dtype if x.nbytes <= _JOINED else i, {})[i] = x
-    flat = {name: ravel_pytree(part) if len(part) > 1 else (part, lambda x: x) for name, part in parts.items()}
-    means = jax.lax.pmean([x for x, _ in flat.values()], axis.name)
-    restored = [restore(mean) for (_, restore), mean in zip(flat.values(), means, strict=True)]
-    whole = {i: x for part in restored for i, x in part.items()}
-    return jax.tree.unflatten(structure, [whole[i] for i in range(len(leaves))])
 
 
 def update(

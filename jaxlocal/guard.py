@@ -26,8 +26,9 @@ def checked(gradient: Any, others: Any) -> tuple[Any, Bool[Array, ""]]:
 def changed_if(finite: Bool[Array, ""], change: Callable[[Any, Any], Any], state: Any, by: Any) -> Any:
     """``change(state, by)`` where ``finite``, else ``state``.
 
-    It is a branch, as a choice between old and new values would have the compiler keep both. Of several seeds
-    (under :func:`jax.vmap`) all take the branch together, but where one of them is not finite: then one after another.
+    Compilers of GPUs and TPUs make a choice between new and old values in place. That of CPUs would keep both, so
+    there it is a branch. Of several seeds (under :func:`jax.vmap`) all take it together; but where one of them is
+    not finite, one after another.
 
     Args:
       finite: whether to change.
@@ -35,6 +36,9 @@ def changed_if(finite: Bool[Array, ""], change: Callable[[Any, Any], Any], state
       state: a pytree of arrays.
       by: a pytree of arrays.
     """
+
+    def choice(finite: Array, state: Any, by: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), change(state, by), state)
 
     def branch(finite: Array, state: Any, by: Any) -> Any:
         return jax.lax.cond(finite, change, lambda state, by: state, state, by)
@@ -50,12 +54,12 @@ def changed_if(finite: Bool[Array, ""], change: Callable[[Any, Any], Any], state
 
         def one_by_one(state: Any, by: Any) -> Any:
             def one(i: Array, state: Any) -> Any:
-                flag, old, its = jax.tree.map(lambda x: x[i], (finite, state, by))
-                return jax.tree.map(lambda x, new: x.at[i].set(new), state, branch(flag, old, its))
+                its = jax.tree.map(lambda x: x[i], (finite, state, by))
+                return jax.tree.map(lambda x, new: x.at[i].set(new), state, branch(*its))
 
             return jax.lax.fori_loop(0, size, one, state)
 
         new = jax.lax.cond(jnp.all(finite), jax.vmap(change), one_by_one, state, by)
         return new, jax.tree.map(lambda _: True, new)
 
-    return guarded(finite, state, by)
+    return jax.lax.platform_dependent(finite, state, by, cpu=guarded, default=choice)

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module may import from its own layer's row and the rows above it.
 LAYERS = [
-    ("variables", "network", "losses", "layers", "diffusion"),
+    ("axis", "convolution", "guard", "variables"),
+    ("network", "losses", "layers", "diffusion"),
     ("heads", "models", "objective"),
     ("feed", "data"),
     ("rule",),

@@ -12,7 +12,7 @@ import pytest
 from experiments.build import build
 from experiments.cli import UserError
 from experiments.training import train_and_evaluate
-from jaxlocal import Batch, DataParallel, Network, block, fused, make_blocks, models, rules, streamed
+from jaxlocal import Batch, DataParallel, Network, axis, fused, make_blocks, models, rules, streamed
 from jaxlocal.executors import ONE_DEVICE
 from tests import toy
 from tests.test_contract import ROWS, rows
@@ -148,7 +148,7 @@ def test_the_mean_of_several_dtypes_and_sizes():
         "one": jnp.float16(2),
     }
     each = jax.tree.map(lambda x: jnp.stack([x * i for i in range(4)]).astype(x.dtype), tree)
-    found = jax.pmap(lambda x: block.mean_over(x, block.DataAxis("data")), "data")(each)
+    found = jax.pmap(lambda x: axis.mean_over(x, axis.DataAxis("data")), "data")(each)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, each)
     chex.assert_trees_all_close(
         jax.tree.map(lambda x: x[3], found), jax.tree.map(lambda x: (x * 1.5).astype(x.dtype), tree)

@@ -2,7 +2,7 @@
 
 Executors compile their programs by a :class:`Placement` and know nothing else of devices:
 :class:`OneDevice`, or :class:`DataParallel` over any number. A program sees one device's
-part. What is split over devices is averaged where it meets (:func:`jaxlocal.block.mean_over`), so
+part. What is split over devices is averaged where it meets (:func:`jaxlocal.axis.mean_over`), so
 states stay equal, and are ordinary replicated arrays outside.
 """
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxlocal.block import DataAxis
+from jaxlocal.axis import DataAxis
 from jaxlocal.variables import abstract, nbytes
 
 AXIS = "data"

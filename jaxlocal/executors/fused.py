@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal import block as block_lib
-from jaxlocal.block import Block, BlockState, DataAxis, Metrics
+from jaxlocal.axis import DataAxis
+from jaxlocal.block import Block, BlockState, Metrics
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device
 from jaxlocal.executors.loop import Run, Span, evaluation_keys, init_state, step_keys

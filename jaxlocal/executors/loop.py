@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxlocal import block as block_lib
-from jaxlocal.block import Block, BlockState, DataAxis, Metrics
+from jaxlocal.axis import DataAxis
+from jaxlocal.block import Block, BlockState, Metrics
 from jaxlocal.executors.state import BlockMetrics, TrainState
 from jaxlocal.feed import Feed
 from jaxlocal.objective import Batch, Carry, no_sync
