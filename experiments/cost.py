@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -194,7 +194,11 @@ def speeds(
 
 
 def turns(
-    runs: Mapping[str, tuple[Experiment, ConfigDict]], *, rounds: int = 7, least: float = 0.2
+    runs: Mapping[str, tuple[Experiment, ConfigDict]],
+    *,
+    rounds: int = 7,
+    least: float = 0.2,
+    beside: Mapping[str, Callable[[int], float]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds per step (of one batch) of each run, in each of the rounds in which all take turns.
 
@@ -202,34 +206,36 @@ def turns(
       runs: experiments and their configs by name, of one data set. Their states are in memory together.
       rounds: turns of each.
       least: seconds that a turn lasts at least; it ends with an update, where batches are accumulated.
+      beside: others that take turns with them; each takes so many steps, and returns the seconds.
     """
-    states: dict[str, TrainState] = {}
-    steps: dict[str, int] = {}
-    first: dict[str, Any] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
     some, _ = next(iter(runs.values()))
     resident = some.dataset.resident(some.placement)
-    for name, (experiment, config) in runs.items():
-        first[name] = examples(experiment, config, resident=resident)
-        states[name] = experiment.init(config)
-        for _ in range(config.accumulate):
-            states[name], _ = experiment.executor.step(states[name], first[name])
-        took, states[name] = _timed(experiment, states[name], first[name], config.accumulate)
-        steps[name] = config.accumulate * max(1, math.ceil(least / took))
+    runners = {name: _runner(*run, resident) for name, run in runs.items()} | dict(beside or {})
+    update = {name: runs[name][1].accumulate if name in runs else 1 for name in runners}  # in steps
+    steps, seconds = {}, {name: list[float]() for name in runners}
+    for name, runner in runners.items():
+        runner(update[name])  # compiles
+        steps[name] = update[name] * max(1, math.ceil(least / runner(update[name])))
     for _ in range(rounds):
-        for name, (experiment, _) in runs.items():
-            took, states[name] = _timed(experiment, states[name], first[name], steps[name])
-            seconds[name].append(took / steps[name])
+        for name, runner in runners.items():
+            seconds[name].append(runner(steps[name]) / steps[name])
     return seconds
 
 
-def _timed(experiment: Experiment, state: TrainState, first: Any, steps: int) -> tuple[float, TrainState]:
-    jax.block_until_ready(state)
-    began = time.perf_counter()
-    for _ in range(steps):
-        state, _ = experiment.executor.step(state, first)
-    jax.block_until_ready(state)
-    return time.perf_counter() - began, state
+def _runner(experiment: Experiment, config: ConfigDict, resident: Any) -> Callable[[int], float]:
+    """Takes so many steps on from where it stands, all on one batch; returns the seconds."""
+    data, state = examples(experiment, config, resident=resident), experiment.init(config)
+
+    def run(steps: int) -> float:
+        nonlocal state
+        jax.block_until_ready(state)
+        began = time.perf_counter()
+        for _ in range(steps):
+            state, _ = experiment.executor.step(state, data)
+        jax.block_until_ready(state)
+        return time.perf_counter() - began
+
+    return run
 
 
 def _forget_peak() -> int | None:

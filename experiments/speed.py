@@ -8,10 +8,10 @@ r"""Seconds of an update, relative to backprop's, against its memory: the fronti
 Cases of one model, batch and dtype take turns with its backprop, eight at a time, so that whatever else the machine
 does falls on all of them; so nine states are in memory together. Their lines of ``speed.jsonl`` are written when the
 eight are done; interrupted, the same command goes on with the next. ``table.md`` and ``frontier.png`` are written
-at the end.
+at the end. ``--against=torch`` has the same steps in plain PyTorch take turns with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cost
+from experiments import cost, torch_twin
 from experiments.bench import (
     MEMORY,
     Case,
@@ -37,6 +37,7 @@ from experiments.bench import (
 )
 from experiments.build import Experiment
 from experiments.cli import run
+from jaxlocal.variables import size
 
 define_flags(flags.FLAGS)
 
@@ -49,18 +50,39 @@ _COLUMNS: tuple[Column, ...] = (
     ("time ÷ backprop's", against(lambda x: x["time"])),
     ("time ÷ FLOPs", against(lambda x: x["time"] / x["flops"])),
 )
+_AGAINST_TORCH: tuple[Column, ...] = tuple(
+    (f"time ÷ PyTorch's, {name}", lambda x, _, layout=layout: _shown(x.get("torch", {}).get(layout)))
+    for layout, name in (("channels_last", "channels last"), ("contiguous_format", "NCHW"))
+)
 _HEIGHT: Column = ("time of an update ÷ backprop's", lambda x, _: str(x["time"]))
+
+
+def _shown(times: Sequence[float] | None) -> str:
+    return "-" if times is None else f"{np.median(times):.2f}"
+
+
+def _lacks(case: Case, known: Numbers | None) -> bool:
+    """Whether a case is to be measured, for what is known of it."""
+    if known is None:
+        return True
+    return _AGAINST.value == "torch" and "skipped" not in known and "torch" not in known and torch_twin.has_twin(case)
 
 
 def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
     """The numbers of a few cases of a group, backprop first. Where batches accumulate, time is of a whole update."""
     runs: dict[str, tuple[Experiment, ConfigDict]] = {}
+    twins: dict[str, Callable[[int], float]] = {}
 
     def compiled(case: Case) -> Numbers:
         experiment, config = built(case)
         numbers = analyse(experiment, config)
         cost.turns({case.label(): (experiment, config)}, rounds=1, least=0)  # does it fit?
         runs[case.label()] = experiment, config
+        if _AGAINST.value == "torch" and torch_twin.has_twin(case):
+            state = jax.eval_shape(lambda: experiment.init(config))
+            parameters = size([block.variables["params"] for block in state.blocks])
+            for layout, twin in torch_twin.steps(case, experiment.network, parameters).items():
+                twins[f"{case.label()}, {layout}"] = twin
         return numbers
 
     numbers = {}
@@ -71,7 +93,7 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         return numbers
     print(f"  {len(runs)} cases take turns", flush=True)
     with memory_suffices(f"{len(runs)} cases side by side; measure fewer in one call"):
-        rounds = cost.turns(runs, rounds=_ROUNDS.value, least=_LEAST.value)
+        rounds = cost.turns(runs, rounds=_ROUNDS.value, least=_LEAST.value, beside=twins)
     updates = {case: case.accumulate * np.array(rounds[case.label()]) for case in group if case.label() in runs}
     for case, took in updates.items():
         seconds = float(np.median(took))
@@ -82,25 +104,33 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         }
         if case.baseline in updates:  # within a round: machines' speeds drift
             numbers[case]["time"] = float(np.median(took / updates[case.baseline]))
+        of_twin = {layout: rounds.get(f"{case.label()}, {layout}") for layout in torch_twin.LAYOUTS}
+        if any(of_twin.values()):
+            numbers[case]["torch"] = {layout: (took / np.array(its)).tolist() for layout, its in of_twin.items()}
+            numbers[case]["torch_seconds"] = {layout: float(np.median(its)) for layout, its in of_twin.items()}
     return numbers
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures the cases that are not known yet, then writes the table and the picture."""
     del argv
+    if _AGAINST.value == "torch":
+        torch_twin.pytorch()
     cases, log = parse_cases(flags.FLAGS), Log(flags.FLAGS.workdir, "speed")
     for name, members in groupby(cases, lambda case: case.group):
         group = list(members)
         print(name, flush=True)
-        while todo := [case for case in group if case not in log.known][:TOGETHER]:
+        while todo := [case for case in group if _lacks(case, log.known.get(case))][:TOGETHER]:
             for case, numbers in measure(list(dict.fromkeys([group[0].baseline, *todo]))).items():
                 log.add(case, numbers)
             jax.clear_caches()  # compiled programs take more than memory: the system limits their number
-    report(log, cases, _COLUMNS, flags.FLAGS.axis, _HEIGHT, "frontier.png")
+    columns = _COLUMNS + (_AGAINST_TORCH if _AGAINST.value == "torch" else ())
+    report(log, cases, columns, flags.FLAGS.axis, _HEIGHT, "frontier.png")
     return 0
 
 
 if __name__ == "__main__":  # flags are the program's: as modules, several are used together
     _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each case.", lower_bound=1)
+    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "What else takes turns: the same steps in PyTorch.")
     _LEAST = flags.DEFINE_float("least", 0.2, "Seconds that a turn lasts at least.", lower_bound=0)
     run(main)
