@@ -32,8 +32,7 @@ class Cost(NamedTuple):
     """What one step of a rule takes.
 
     Attributes:
-      flops: floating-point operations per example, by the cost analysis of the compiled step
-        (on a GPU, whose convolutions that leaves out, of the step before it is compiled).
+      flops: floating-point operations per example, by the cost analysis of the step before it is compiled.
       temporaries: bytes that the compiled step (of several programs, the largest) allocates
         beside its arguments and results.
       total: bytes on the device at the highest point of a step, by the compiler's analysis:
@@ -82,8 +81,7 @@ def of_programs(programs: Sequence[Program], examples: int) -> Cost:
     with ThreadPoolExecutor(at_once) as pool:
         executables = list(pool.map(lambda program: program.lowered.compile(), programs))
     for program, compiled in zip(programs, executables, strict=True):
-        # A GPU's convolutions are calls into a library, which the compiled analysis does not count.
-        flops += program.times * flops_of(compiled if jax.default_backend() == "cpu" else program.lowered)
+        flops += program.times * program.flops()
         memory: Any = compiled.memory_analysis()
         temporaries = max(temporaries, memory.temp_size_in_bytes)
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
@@ -91,16 +89,11 @@ def of_programs(programs: Sequence[Program], examples: int) -> Cost:
     return Cost(flops / examples, temporaries, total)
 
 
-def flops_of(program: Any) -> float:
-    """Floating-point operations of a lowered or a compiled program; 0 if it does not tell."""
-    return (program.cost_analysis() or {}).get("flops", 0.0)
-
-
 def lowered_flops(experiment: Experiment, config: ConfigDict) -> float:
     """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
     state = jax.eval_shape(lambda: experiment.init(config))
     programs = experiment.executor.programs(state, experiment.abstract_batch(config))
-    flops = sum(program.times * flops_of(program.lowered) for program in programs)
+    flops = sum(program.times * program.flops() for program in programs)
     return flops / examples_of_a_device(experiment, config)
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.build import DTYPES, Experiment, build, parse_memory
 from experiments.cli import UserError, user_input
-from experiments.cost import MIB, Cost, examples_of_a_device, flops_of, of_programs, resident_bytes
+from experiments.cost import MIB, Cost, examples_of_a_device, of_programs, resident_bytes
 from experiments.registry import MODELS, make, make_rule, parse_calls
 from experiments.workdir import holds_run, load_config
 from jaxlocal import data, losses
@@ -317,7 +317,7 @@ def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
         if same not in known:
             both_of = (block, block._replace(objective=_NO_HEAD))
             whole, bare = (_alone(x, carry, batch, dtype, optimizer) for x in both_of)
-            both, own = (flops_of(program.lowered) / b for program in (whole, bare))
+            both, own = (program.flops() / b for program in (whole, bare))
             out = abstract(whole.lowered.out_info[1])
             cost = UnitCost(type(unit).__name__, out.shape[1:], _compiled(whole).temporaries, own, both - own)
             known[same] = cost, out
@@ -341,7 +341,7 @@ def block_costs(experiment: Experiment, config: ConfigDict) -> tuple[BlockCost, 
         block = block._replace(objective=block.objective._replace(sync=no_sync))
         both_of = (block, block._replace(objective=_NO_HEAD))
         whole, bare = (_alone(x, carry, batch, dtype, experiment.optimizer) for x in both_of)
-        both, own = (flops_of(program.lowered) / b for program in (whole, bare))
+        both, own = (program.flops() / b for program in (whole, bare))
         found.append(BlockCost(_compiled(whole).temporaries, own, both - own))
         carry = whole.lowered.out_info[1]
     return tuple(found)

@@ -86,6 +86,8 @@ def classify(text: str) -> dict[str, tuple[str, str]]:
 
     def kind(x: Instruction) -> str:
         path = x.op_name.split("/")
+        if "weight_gradient" in path:  # convolution.py: in parts
+            return "conv weight grad"
         if path[-1] == CONV:
             if "transpose(" not in x.op_name:
                 return "conv"

@@ -75,6 +75,7 @@ def _is_plain(x: Array, geometry: Geometry) -> bool:
     return images and geometry.feature_group_count == 1 and set(geometry.lhs_dilation) == {1}
 
 
+@jax.named_scope("weight_gradient")
 def _in_parts(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k l c d"], dy: Float[Array, "b p q d"], *, geometry: Geometry
 ) -> Float[Array, "k l c d"]:

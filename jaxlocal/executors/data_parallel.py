@@ -154,15 +154,6 @@ class DataParallel:
         """``jax.pmap``, or ``jax.shard_map`` under ``jax.jit``."""
         if not jax.tree.leaves(inputs):  # of replicated arrays
             return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
-        if self._mapping == "pmap":
-            return jax.pmap(
-                f,
-                AXIS,
-                in_axes=inputs,
-                out_axes=outputs,
-                devices=self.devices,
-                donate_argnums=donate_argnums,
-            )
         # Under check_vma the mean of local gradients would come out multiplied by the number of devices.
         mapped = jax.shard_map(
             lambda *args: _mapped(lambda x: x[None], outputs, f(*_mapped(lambda x: x[0], inputs, args))),
@@ -171,7 +162,11 @@ class DataParallel:
             out_specs=_specs(outputs),
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=donate_argnums, compiler_options=options)
+        jitted = jax.jit(mapped, donate_argnums=donate_argnums, compiler_options=options)
+        if self._mapping == "shard_map":
+            return jitted
+        axes = {"in_axes": inputs, "out_axes": outputs}
+        return _Pmapped(jax.pmap(f, AXIS, **axes, devices=self.devices, donate_argnums=donate_argnums), jitted.trace)
 
     def replicate(self, tree: Any) -> Any:
         """On every device."""
@@ -200,6 +195,16 @@ class DataParallel:
         if not is_here(self):
             return jax.ShapeDtypeStruct((len(self.devices), *x.shape[1:]), x.dtype)
         return jax.make_array_from_process_local_data(self.sharding(0), np.asarray(x))
+
+
+class _Pmapped:
+    """What ``jax.pmap`` made, which cannot be traced; under ``jax.shard_map`` the same program can."""
+
+    def __init__(self, program: Any, trace: Callable[..., Any]) -> None:
+        self._program, self.lower, self.trace = program, program.lower, trace
+
+    def __call__(self, *args: Any) -> Any:
+        return self._program(*args)
 
 
 def is_here(placement: Placement) -> bool:

@@ -122,6 +122,6 @@ def fused(
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
         of_data = bytes_of_a_device(placement, data, batch_axes)
-        return (Program("step", 1, step_program.lower(state, data), nbytes(state) + of_data),)
+        return (Program.of("step", step_program, (state, data), nbytes(state) + of_data),)
 
     return Executor(lambda key, batch: placement.replicate(init(key, batch)), step_program, evaluate_program, programs)

@@ -249,7 +249,7 @@ def pipelined(
             if is_here(placements[i]):
                 of_source = bytes_of_a_device(placements[i], source, 0 if i else batch_axes)
                 waiting = of_source * (last + 2 if i else 1)
-                found.append(Program(f"stage {i}", 1, program(i, True).lower(*args), nbytes(old) + waiting))
+                found.append(Program.of(f"stage {i}", program(i, True), args, nbytes(old) + waiting))
             source = jax.eval_shape(program(i, True), *args)[2]
         return tuple(found)
 

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 
 from jaxlocal.objective import Batch
-from jaxlocal.variables import Key
+from jaxlocal.variables import Key, abstract
 
 BlockMetrics = tuple[dict[str, jax.Array], ...]
 
@@ -37,12 +37,26 @@ class Program(NamedTuple):
       times: how often a step runs it; blocks of equal structure share a program.
       lowered: ready to be compiled.
       resident: bytes on the device when it starts: its arguments, and everything else that waits there.
+      flops: counts its floating-point operations, as it is written; lowers it once more.
     """
 
     what: str
     times: int
     lowered: jax.stages.Lowered
     resident: int
+    flops: Callable[[], float]
+
+    @classmethod
+    def of(cls, what: str, program: Any, args: Any, resident: int, times: int = 1) -> "Program":
+        """Of a program that a placement made, and what it is called with; abstract values will do."""
+        shapes = jax.tree.map(abstract, args)
+
+        def flops() -> float:
+            # For a TPU, as on a CPU convolutions may be loops, or calls into a library, whose operations nobody counts.
+            lowered = program.trace(*shapes).lower(lowering_platforms=("tpu",))
+            return (lowered.cost_analysis() or {}).get("flops", 0.0)
+
+        return cls(what, times, program.lower(*args), resident, flops)
 
 
 class Executor(NamedTuple):

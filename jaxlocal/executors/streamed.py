@@ -127,7 +127,7 @@ def streamed(
             leaves, structure = jax.tree.flatten(args)
             same = (program, structure, tuple(map(abstract, leaves)))
             if same not in found:
-                found[same] = Program(what, 0, program.lower(*args), resident)
+                found[same] = Program.of(what, program, args, resident, times=0)
             seen = found[same]
             found[same] = seen._replace(times=seen.times + 1, resident=max(resident, seen.resident))
             return seen.lowered.out_info
