@@ -50,15 +50,21 @@ _COLUMNS: tuple[Column, ...] = (
     ("time ÷ backprop's", against(lambda x: x["time"])),
     ("time ÷ FLOPs", against(lambda x: x["time"] / x["flops"])),
 )
-_AGAINST_TORCH: tuple[Column, ...] = tuple(
-    (f"time ÷ PyTorch's, {name}", lambda x, _, layout=layout: _shown(x.get("torch", {}).get(layout)))
-    for layout, name in (("channels_last", "channels last"), ("contiguous_format", "NCHW"))
+
+
+def _against_torch(layout: str) -> Callable[[Numbers, Numbers], str]:
+    def say(x: Numbers, base: Numbers) -> str:
+        del base
+        return f"{np.median(x['torch'][layout]):.2f}" if "torch" in x else "-"
+
+    return say
+
+
+_AGAINST_TORCH: tuple[Column, ...] = (
+    ("time ÷ PyTorch's, channels last", _against_torch("channels_last")),
+    ("NCHW", _against_torch("contiguous_format")),
 )
 _HEIGHT: Column = ("time of an update ÷ backprop's", lambda x, _: str(x["time"]))
-
-
-def _shown(times: Sequence[float] | None) -> str:
-    return "-" if times is None else f"{np.median(times):.2f}"
 
 
 def _lacks(case: Case, known: Numbers | None) -> bool:
@@ -104,8 +110,9 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         }
         if case.baseline in updates:  # within a round: machines' speeds drift
             numbers[case]["time"] = float(np.median(took / updates[case.baseline]))
-        of_twin = {layout: rounds.get(f"{case.label()}, {layout}") for layout in torch_twin.LAYOUTS}
-        if any(of_twin.values()):
+        names = {layout: f"{case.label()}, {layout}" for layout in torch_twin.LAYOUTS}
+        of_twin = {layout: rounds[name] for layout, name in names.items() if name in twins}
+        if of_twin:
             numbers[case]["torch"] = {layout: (took / np.array(its)).tolist() for layout, its in of_twin.items()}
             numbers[case]["torch_seconds"] = {layout: float(np.median(its)) for layout, its in of_twin.items()}
     return numbers

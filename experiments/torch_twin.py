@@ -150,7 +150,7 @@ def _heads(network: Network, rule: dict[str, Any], classes: int) -> list[nn.Modu
 
 def _unit(unit: nn.Module, channels: int) -> Any:
     """A stem or a residual block, for an input of so many channels."""
-    layers, features = pytorch().nn, unit.features  # type: ignore[attr-defined]
+    layers, features = pytorch().nn, unit.features
     if isinstance(unit, Stem):
         return layers.Sequential(*_normed_conv(channels, features, 3), layers.ReLU())
     assert isinstance(unit, BasicBlock)
@@ -160,7 +160,7 @@ def _unit(unit: nn.Module, channels: int) -> Any:
     same = unit.strides == 1 and channels == features
     outer = layers.Identity() if same else layers.Sequential(*_normed_conv(channels, features, 1, unit.strides))
 
-    class Residual(layers.Module):  # type: ignore[name-defined,misc]
+    class Residual(layers.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.inner, self.outer = inner, outer
@@ -191,7 +191,7 @@ def _head(head: nn.Module, channels: int, side: int) -> Any:
         modules.append(_unit(unit, channels))
         channels = unit.features
     norm = [layers.BatchNorm1d(channels)] if getattr(head, "norm", False) else []
-    end = layers.Linear(channels, head.num_classes)  # type: ignore[attr-defined]
+    end = layers.Linear(channels, head.num_classes)
     return layers.Sequential(*modules, layers.AdaptiveAvgPool2d(1), layers.Flatten(), *norm, end)
 
 
