@@ -61,7 +61,7 @@ class Biased(nn.Module):
     """
 
     layer: nn.Module
-    bias_init: Callable[..., Array] = initializers.zeros
+    bias_init: Callable[..., Array]
 
     def setup(self) -> None:
         """Variables of the layer and the bias get no names between."""
@@ -109,7 +109,7 @@ def conv(
         kernel_init=initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated_cls=_convolve,
     )
-    return Biased(layer(parent=None), name=name) if use_bias else layer(name=name)
+    return Biased(layer(parent=None), initializers.zeros, name=name) if use_bias else layer(name=name)
 
 
 def _convolve() -> Callable[..., Array]:

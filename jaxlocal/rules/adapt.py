@@ -50,8 +50,8 @@ class Adapted(nn.Module):
         if not self.adaptor:
             return y
         layer = functools.partial(nn.Dense, y.shape[-1], use_bias=False, parent=None)
-        hidden = nn.tanh(Biased(layer(), name="inner")(y))
-        return y + Biased(layer(kernel_init=nn.initializers.zeros), name="outer")(hidden)
+        hidden = nn.tanh(Biased(layer(), nn.initializers.zeros, name="inner")(y))
+        return y + Biased(layer(kernel_init=nn.initializers.zeros), nn.initializers.zeros, name="outer")(hidden)
 
 
 def adopted(new: Variables, trained: Variables) -> Variables:
