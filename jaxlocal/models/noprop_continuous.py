@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlocal.diffusion import normal
+from jaxlocal.layers import in_float32
 from jaxlocal.models.noprop import Diffusion, Guess, ImageFeatures, LabelUnit, expected
-from jaxlocal.objective import in_float32
 
 
 class Labelled(NamedTuple):

@@ -30,10 +30,11 @@ import jax.numpy as jnp
 from jaxlocal import losses
 from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal, normal_of
 from jaxlocal.feed import Feed
+from jaxlocal.layers import in_float32
 from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.models.noprop import Diffusion, denoising_units
 from jaxlocal.network import Network, cut_everywhere
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, in_float32
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.variables import Key, Variables
 
@@ -69,8 +70,7 @@ def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
         u = carry.table[batch.label]
         noise = normal(key, u) if train else normal_of(batch.image, len(schedule.signal), u)
         logits = in_float32(carry.answer(noised(u, schedule.signal[-1], noise)))
-        kl = gaussian_kl(in_float32(u), schedule.signal[0])
-        value = jnp.mean(loss(logits, batch.label) + kl)
+        value = jnp.mean(loss(logits, batch.label) + gaussian_kl(in_float32(u), schedule.signal[0]))
         # What it is judged by is what it knows of the image: nothing yet.
         answer = logits if train else in_float32(carry.answer(carry.z))
         return ObjectiveOut(value, {}, {"accuracy": losses.accuracy(answer, batch.label)}, answer)
