@@ -108,7 +108,7 @@ def test_what_the_device_has_no_memory_for_is_skipped(monkeypatch, tmp_path):
         return {name: [0.5] for name in runs}
 
     monkeypatch.setattr(cost, "turns", turns)
-    for name, value in (("rounds", 1), ("least", 0)):
+    for name, value in (("rounds", 1), ("least", 0), ("against", None)):
         monkeypatch.setattr(
             speed, f"_{name.upper()}", SimpleNamespace(value=value), raising=False
         )  # defined where it is the program
