@@ -29,14 +29,7 @@ _batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
 
 def BatchNorm(use_running_average: bool, *, name: str) -> nn.BatchNorm:  # noqa: N802
     """Batch normalisation with the papers' constants; over all devices within :func:`batch_norm_over`."""
-    return nn.BatchNorm(
-        use_running_average,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=_batch_axis.get(),
-        use_fast_variance=False,  # E[x^2] - E[x]^2 would cancel far from zero
-        name=name,
-    )
+    return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, axis_name=_batch_axis.get(), name=name)
 
 
 def in_float32(x: Array) -> Array:
