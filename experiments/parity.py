@@ -33,6 +33,7 @@ from jaxlocal import models, rules
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors import fused
 from jaxlocal.feed import Feed
+from jaxlocal.layers import BatchNorm
 from jaxlocal.network import Network
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.rule import Rule
@@ -165,7 +166,7 @@ def batch_norm_counts(block: Block, variables: Variables, carry: Carry, batch: B
         owner = {id(leaf): path for path, leaf in statistics.items()}
 
         def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
                 for leaf in context.module.variables["batch_stats"].values():
                     counts[owner[id(leaf)]] = math.prod(args[0].shape[:-1])
             return call(*args, **kwargs)

@@ -24,12 +24,9 @@ from jaxlocal.convolution import convolve
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "sigmoid": nn.sigmoid}
 
+MOMENTUM, EPSILON = 0.9, 1e-5  # of batch normalisation, in all of the papers' code
+
 _batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
-
-
-def BatchNorm(use_running_average: bool, *, name: str) -> nn.BatchNorm:  # noqa: N802
-    """Batch normalisation with the papers' constants; over all devices within :func:`batch_norm_over`."""
-    return nn.BatchNorm(use_running_average, momentum=0.9, epsilon=1e-5, axis_name=_batch_axis.get(), name=name)
 
 
 def in_float32(x: Array) -> Array:
@@ -64,6 +61,38 @@ class Biased(nn.Module):
     def __call__(self, x: Float[Array, "b ... f"]) -> Float[Array, "b ... g"]:
         y = self.layer(x)
         return y + spread(self.param("bias", self.bias_init, y.shape[-1:]), y)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) with the papers' constants.
+
+    Statistics are over all axes but the last, and over all devices within :func:`batch_norm_over`; in float32 or
+    wider. They are taken around one of the values themselves: so a mean much larger than the deviation costs no
+    precision, and the way back needs nothing but the input. Running ones average the biased variance, as Flax's.
+
+    Attributes:
+      use_running_average: whether to use the running statistics in place of the batch's.
+    """
+
+    use_running_average: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
+        features, wide = x.shape[-1:], in_float32(x)
+        scale = in_float32(self.param("scale", initializers.ones, features))
+        bias = in_float32(self.param("bias", initializers.zeros, features))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features)
+        mean, var = running_mean.value, running_var.value
+        if not self.use_running_average:
+            mean, var = _moments(wide)
+            if axis := _batch_axis.get():
+                of_all = jax.lax.pmean(mean, axis)
+                mean, var = of_all, jax.lax.pmean(var + jnp.square(mean - of_all), axis)
+            if not self.is_initializing():
+                running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
+                running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * var
+        return ((wide - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype)
 
 
 def known_activation(name: str) -> str:
@@ -158,6 +187,32 @@ def scaled(features: int, width: float) -> int:
 def safe_sqrt(x: Array) -> Array:
     """The square root, with a derivative of zero (not infinity) at zero, as PyTorch's ``std`` has."""
     return jnp.where(x == 0, 0.0, jnp.sqrt(jnp.where(x == 0, 1.0, x)))
+
+
+@jax.custom_vjp
+def _moments(x: Float[Array, "b ... c"]) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+    """Mean and biased variance. Around one of the values: as both are sums, they are taken in one pass.
+
+    They are there at once, by the barrier; else the compiler puts off running statistics and keeps ``x`` for them.
+    """
+    axes = tuple(range(x.ndim - 1))
+    around = x[(0,) * len(axes)]
+    offset = jnp.mean(x - around, axes)
+    var = jnp.maximum(jnp.mean(jnp.square(x - around), axes) - jnp.square(offset), 0)
+    return jax.lax.optimization_barrier((around + offset, var))
+
+
+def _moments_forward(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    mean, var = _moments(x)
+    return (mean, var), (x, mean)
+
+
+def _moments_backward(saved: tuple[Array, Array], slopes: tuple[Array, Array]) -> tuple[Array]:
+    (x, mean), (of_mean, of_var) = saved, slopes
+    return ((of_mean + 2 * of_var * (x - mean)) / (x.size // x.shape[-1]),)
+
+
+_moments.defvjp(_moments_forward, _moments_backward)
 
 
 def _resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
