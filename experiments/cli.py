@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -120,7 +121,11 @@ def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False)
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
+    """Keeps compiled programs across runs, small ones too: initialisation compiles many.
+
+    Those that cannot be kept (``jaxlocal/executors/compiler.py``) are compiled again, without a warning at each.
+    """
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice
         return
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))

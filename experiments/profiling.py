@@ -28,6 +28,8 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
 _OPERANDS = re.compile(r"%([\w.\-]+)")
 
 Spent = Mapping[tuple[str, str], float]  # seconds by block and kind
+_Source = tuple[str, str] | int | None  # of work: block and kind, or the number of a task
+_Span = tuple[float, float, _Source]  # start, minus the duration in nanoseconds, what it is of
 
 
 class Instruction(NamedTuple):
@@ -58,7 +60,10 @@ def parse(text: str) -> tuple[dict[str, Instruction], dict[str, list[str]]]:
             calls = re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", rest)
             size = math.prod(int(n) for n in shape[1].split(",") if n) if shape else 0
             operands = _OPERANDS.findall(rest.split("metadata=")[0].split("calls=")[0])
-            found[name] = Instruction(dims[1] if dims else "", size, operands, calls[1] if calls else "")
+            op_name = dims[1] if dims else ""
+            if "__onednn$convolution" in rest and not op_name.endswith(CONV):  # called after what is fused to it
+                op_name = f"{op_name.rpartition('/')[0]}/{CONV}"
+            found[name] = Instruction(op_name, size, operands, calls[1] if calls else "")
             here.append(name)
         elif match := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
             here = computations.setdefault(match[1], [])
@@ -113,39 +118,65 @@ def _layer(op_name: str) -> str:
 
 
 def spent(trace: Path, kinds: Mapping[str, Mapping[str, tuple[str, str]]]) -> Spent:
-    """Seconds of work by block and kind, over all threads; what an instruction waits for within itself counts once.
+    """Seconds of work by block and kind, over all threads.
+
+    What an instruction waits for within itself counts once. On a CPU it may leave its work to tasks, of any thread:
+    these are of the instruction, or of the task, in which they were recorded.
 
     Args:
       trace: an ``.xplane.pb``.
       kinds: of each program (``jit_step``), what :func:`classify` says.
     """
-    seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+    own: list[tuple[_Source, float]] = []
+    recorded: dict[int, _Source] = {}
     for plane in ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
-            events = []
-            for event in line.events:
-                with warnings.catch_warnings():  # of the type of statistics, which C++ makes
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    stats = dict(event.stats)
-                if stats.get("hlo_module") in kinds and "hlo_op" in stats:
-                    known = kinds[str(stats["hlo_module"])]
-                    what = known.get(str(stats["hlo_op"]), known.get(event.name, (NO_BLOCK, "other")))
-                    events.append((event.start_ns, -event.duration_ns, what))
-            for what, nanoseconds in _own_times(events):
-                seconds[what] += nanoseconds / 1e9
+            own += _own_times(_spans(line.events, kinds), recorded)
+    seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for source, nanoseconds in own:
+        while isinstance(source, int):
+            source = recorded.get(source)
+        if source:
+            seconds[source] += nanoseconds / 1e9
     return seconds
 
 
-def _own_times(events: Iterable[tuple[float, float, tuple[str, str]]]) -> list[tuple[tuple[str, str], float]]:
-    """How long each event of a thread lasts without those within it."""
-    own: list[tuple[tuple[str, str], float]] = []
-    open_ends: list[tuple[float, tuple[str, str]]] = []
-    for start, minus, what in sorted(events):
+def _spans(events: Iterable[Any], kinds: Mapping[str, Mapping[str, tuple[str, str]]]) -> list[_Span]:
+    """Instructions and tasks that a thread ran, and records of tasks (their end is before their start), by time."""
+    spans: list[_Span] = []
+    regions: list[tuple[float, int]] = []
+    for event in sorted(events, key=lambda event: (event.start_ns, -event.duration_ns)):
+        with warnings.catch_warnings():  # of the type of statistics, which C++ makes
+            warnings.simplefilter("ignore", DeprecationWarning)
+            stats: dict[str, Any] = dict(event.stats)
+        match event.name.removeprefix("ThreadpoolListener::"):
+            case "Record":
+                spans.append((event.start_ns, 1.0, stats["_p"]))
+            case "StartRegion":
+                regions.append((event.start_ns, stats["_c"]))
+            case "StopRegion" if regions:
+                start, task = regions.pop()
+                spans.append((start, start - event.start_ns, task))
+            case name if stats.get("hlo_module") in kinds and "hlo_op" in stats:
+                known = kinds[str(stats["hlo_module"])]
+                op = str(stats["hlo_op"]).partition("__onednn$")[0]  # what a call of that library goes by
+                what = known.get(op, known.get(name, (NO_BLOCK, "other")))
+                spans.append((event.start_ns, -event.duration_ns, what))
+    return sorted(spans, key=lambda span: span[:2])
+
+
+def _own_times(spans: Iterable[_Span], recorded: dict[int, _Source]) -> list[tuple[_Source, float]]:
+    """How long each span of a thread lasts without those within it; notes in which of them tasks are recorded."""
+    own: list[tuple[_Source, float]] = []
+    open_ends: list[tuple[float, _Source]] = []
+    for start, minus, what in spans:
         while open_ends and open_ends[-1][0] <= start:
             open_ends.pop()
-        if open_ends:
-            own.append((open_ends[-1][1], minus))
-        own.append((what, -minus))
+        around = open_ends[-1][1] if open_ends else None
+        if minus > 0 and isinstance(what, int):
+            recorded[what] = around
+            continue
+        own += [(around, minus), (what, -minus)]
         open_ends.append((start - minus, what))
     return own
 

@@ -2,10 +2,12 @@
 
 import jax
 
-# Of jax 0.12's CPU backend: products and sums by YNNPACK, but not convolutions, which take longer there. By oneDNN
-# (xla_cpu_experimental_onednn_custom_call) those of few channels take half the time, but such a program cannot be
-# written to the persistent cache.
-_LIBRARIES = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+# Of jax 0.12's CPU backend: products and sums by YNNPACK, convolutions by oneDNN where it is there, which takes half of
+# Eigen's time; YNNPACK takes longer for them.
+_LIBRARIES = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_experimental_onednn_custom_call": "True",
+}
 
 
 def compiler_options() -> dict[str, str]:
@@ -13,7 +15,8 @@ def compiler_options() -> dict[str, str]:
 
     On CPU the default schedule is not the one of least memory. And before jax 0.11 a
     pass removes every optimization barrier, and with it the order of blocks and units.
-    From jax 0.12 on one of its libraries computes convolutions, slowly, unless told not to.
+    From jax 0.12 on the library that computes convolutions can be chosen; a program with oneDNN's
+    cannot be written to the persistent cache, of which jax warns.
     Nothing is set for other backends.
     """
     if jax.default_backend() != "cpu":
@@ -22,5 +25,5 @@ def compiler_options() -> dict[str, str]:
     if jax.__version_info__ < (0, 11):
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     if jax.__version_info__ >= (0, 12):
-        options["xla_cpu_experimental_ynn_fusion_type"] = _LIBRARIES
+        options |= _LIBRARIES
     return options
