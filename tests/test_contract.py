@@ -14,7 +14,7 @@ from jaxlocal import Batch, Network, cut_everywhere, fused, make_blocks, models,
 from jaxlocal import block as block_lib
 from jaxlocal.executors.fused import train_step
 from jaxlocal.rules.man import EMA
-from jaxlocal.variables import size
+from jaxlocal.variables import cast_floating, size, split
 from tests import toy
 
 NOPROP = models.noprop(2, width=0.1)
@@ -38,11 +38,6 @@ ROWS = {
     "deep_supervision": (rules.deep_supervision(rules.greedy()), 1, 5258),
     "composite": (toy.composite(), 5, 5258),  # not a rule of the library: every combinator at once
 }
-
-
-def flax_promotion(dtype):
-    """Flax's batch norm mixes bfloat16 inputs with float32 statistics, as it should."""
-    return jax.numpy_dtype_promotion("standard" if dtype == jnp.bfloat16 else "strict")
 
 
 rows = pytest.mark.parametrize("name", ROWS)
@@ -96,8 +91,7 @@ def test_traces_once(name):
 def test_state_keeps_structure_shapes_and_dtypes(name, dtype):
     t = toy.make(ROWS[name][0], dtype=dtype)
     before = jax.eval_shape(lambda: t.state)
-    with flax_promotion(dtype):
-        after, metrics = t.executor.step(t.state, t.batch)
+    after, metrics = t.executor.step(t.state, t.batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(before, jax.eval_shape(lambda: after))
     chex.assert_tree_all_finite((after.blocks, metrics))
     for leaf in jax.tree.leaves(after.blocks):
@@ -114,10 +108,14 @@ def noisy_digits(n: int) -> Batch:
 
 def realistic(name: str):
     """A row at a realistic size; heads of later units need a later unit more."""
-    # 22% in the first convolution of DGL's head and 16% in a dense layer of NoProp's: rounding or not, not known yet.
-    unexplained = [pytest.mark.xfail(reason="off by more than 15%")] if name in ("dgl", "noprop_dt") else []
     features = (16, 16, 24, 24) if name == "auglocal" else (16, 16, 24)
-    return pytest.param(name, features, 64, marks=[pytest.mark.slow, *unexplained])
+    return pytest.param(name, features, 64, marks=pytest.mark.slow)
+
+
+def rounded(tree):
+    """Floating leaves to bfloat16's eight bits, in the dtype that they have."""
+    half = cast_floating(tree, jnp.bfloat16)
+    return jax.tree.map(lambda x, y: y.astype(x.dtype), tree, half)
 
 
 @pytest.mark.parametrize(
@@ -125,11 +123,12 @@ def realistic(name: str):
     [(name, (4, 4), 8) for name in ("infopro", "man")] + [realistic(name) for name in ROWS],
 )
 def test_bfloat16_gradients_are_those_of_float32(name, features, n):
-    """Of every tensor, given the same input: to 15%, which rounding explains, and losses to two digits.
+    """Of every tensor, given the same input: to 15%, and losses to two digits.
 
     Gradients are sums over up to n x 32 x 32 terms. Accumulated in bfloat16 they stop growing after some hundred
-    terms, and are nothing like the right ones. A gradient that is zero but for rounding, as that of a bias in front
-    of batch norm, may differ by a thousandth of the block's.
+    terms, and are nothing like the right ones. Where the gradient is so sensitive that rounding input and parameters
+    changes it much, computed in float32 (dense layers under batch norm over few examples), it may differ by twice
+    that more. One that is zero but for rounding, as that of a bias in front of batch norm, by a thousandth of the block's.
     """
     units = models.convnet(features, (1, 2, 1, 1)[: len(features)])
     network, local_rule = ROWS[name][0](Network(units, cut_everywhere(units)), 10)
@@ -142,13 +141,17 @@ def test_bfloat16_gradients_are_those_of_float32(name, features, n):
     for i, (block, own) in enumerate(zip(blocks, state.blocks, strict=True)):
         carry = local_rule.feed(i, carry, batch, key, train=True)
         full, output, out = gradients(block, own.variables, carry, batch, key, dtype=jnp.float32)
-        with flax_promotion(jnp.bfloat16):
-            half, _, out_of_half = gradients(block, own.variables, carry, batch, key, dtype=jnp.bfloat16)
+        half, _, out_of_half = gradients(block, own.variables, carry, batch, key, dtype=jnp.bfloat16)
+        params, rest = split(own.variables)
+        alone, _, _ = gradients(
+            block, {**rest, "params": rounded(params)}, rounded(carry), batch, key, dtype=jnp.float32
+        )
         np.testing.assert_allclose(out_of_half.loss, out.loss, rtol=0.02)
         assert out_of_half.loss != out.loss
         norm = jnp.linalg.norm(ravel_pytree(full)[0])
-        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(full), jax.tree.leaves(half), strict=True):
-            most = max(0.15 * jnp.linalg.norm(a), 1e-3 * norm)
+        leaves = (jax.tree_util.tree_leaves_with_path(full), *map(jax.tree.leaves, (half, alone)))
+        for (path, a), b, c in zip(*leaves, strict=True):
+            most = max(0.15 * jnp.linalg.norm(a) + 2 * jnp.linalg.norm(c - a), 1e-3 * norm)
             assert jnp.linalg.norm(b - a) <= most, f"block {i}: {jax.tree_util.keystr(path)}"
         carry = output
 

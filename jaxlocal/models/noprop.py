@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlocal.diffusion import normal, normal_of
-from jaxlocal.layers import BatchNorm, conv, dense, flatten, scaled
+from jaxlocal.layers import BatchNorm, conv, dense, flatten, in_float32, scaled, spread
 
 EMBEDDINGS = ("one_hot", "learned", "prototype")
 Prototypes = Callable[[], Float[Array, "k d"]]
@@ -54,7 +54,11 @@ class Diffusion(NamedTuple):
         """The output head's logits."""
         assert self.kernel is not None
         assert self.bias is not None
-        return z @ self.kernel + self.bias
+        return _affine(z, self.kernel, self.bias)
+
+    def embedding(self, label: Int[Array, "b"]) -> Float[Array, "b d"]:
+        """Of each label; the sum of a class's gradients is accumulated in float32 or wider."""
+        return in_float32(self.table)[label].astype(self.table.dtype)
 
 
 class LabelUnit(nn.Module):
@@ -186,7 +190,7 @@ class Denoiser(nn.Module):
         guessed = carry._replace(logits=guess(features, carry.z, None, train=train))
         if not self.moves:
             return guessed
-        share = nn.tanh(self.param("share", nn.initializers.ones, ())).astype(carry.z.dtype)
+        share = spread(nn.tanh(in_float32(self.param("share", nn.initializers.ones, ()))), carry.z)
         return guessed._replace(z=(1 - share) * carry.z + share * guessed.guess())
 
 
@@ -203,7 +207,12 @@ class Answer(nn.Module):
     def __call__(self, carry: Diffusion, *, train: bool) -> Float[Array, "b k"]:
         del train
         kernel, bias = _output_head(self, carry.table)
-        return carry.z @ kernel + bias
+        return _affine(carry.z, kernel, bias)
+
+
+def _affine(z: Float[Array, "b d"], kernel: Float[Array, "d k"], bias: Float[Array, "k"]) -> Float[Array, "b k"]:
+    y = z @ kernel
+    return y + spread(bias, y)
 
 
 def _output_head(owner: nn.Module, table: Float[Array, "k d"]) -> tuple[Float[Array, "d k"], Float[Array, "k"]]:

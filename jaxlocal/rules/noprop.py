@@ -51,7 +51,7 @@ def _feed(schedule: Schedule, eta: float, stochastic: bool) -> Feed:
         assert isinstance(previous, Diffusion)
         z = previous.z
         if train:
-            z = noised(previous.table[batch.label], schedule.signal[index - 1], normal(key, z))
+            z = noised(previous.embedding(batch.label), schedule.signal[index - 1], normal(key, z))
         elif index > 1:
             z = schedule.mean(index - 1, previous.guess(), z)
             z += math.sqrt(schedule.posterior(index - 1)[2]) * normal_of(batch.image, index - 1, z) if stochastic else 0
@@ -67,7 +67,7 @@ def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del variables
         assert isinstance(carry, Diffusion)
-        u = carry.table[batch.label]
+        u = carry.embedding(batch.label)
         noise = normal(key, u) if train else normal_of(batch.image, len(schedule.signal), u)
         logits = in_float32(carry.answer(noised(u, schedule.signal[-1], noise)))
         value = jnp.mean(loss(logits, batch.label) + gaussian_kl(in_float32(u), schedule.signal[0]))
@@ -84,7 +84,7 @@ def _denoising(schedule: Schedule | None) -> LocalObjective:
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         del variables, key, train
         assert isinstance(carry, Diffusion)
-        guess, u = in_float32(carry.guess()), in_float32(carry.table[batch.label])
+        guess, u = in_float32(carry.guess()), in_float32(carry.embedding(batch.label))
         error = jnp.sum((guess - u) ** 2, axis=-1)
         last = schedule and carry.answer(schedule.mean(-1, carry.guess(), carry.z))
         logits = in_float32(carry.logits if last is None else last)
