@@ -5,6 +5,7 @@ AugLocal. It has as many parameters, and the same losses on the same weights (a 
 batch that stays, without augmentation, which our step does as well.
 """
 
+import inspect
 import math
 import os
 import time
@@ -20,7 +21,7 @@ from experiments.registry import parse_calls
 from jaxlocal.heads import Classifier, ConvMlp, Units
 from jaxlocal.models.resnet import BasicBlock, Stem
 from jaxlocal.network import Network, blocks_of
-from jaxlocal.rules.auglocal import auxiliary_head, depth_schedule
+from jaxlocal.rules.auglocal import auglocal, auxiliary_head, depth_schedule
 
 LAYOUTS = ("channels_last", "contiguous_format")  # the faster one, and NCHW as in the authors' code
 RULES = ("backprop", "dgl", "auglocal")
@@ -139,10 +140,10 @@ def _heads(network: Network, rule: dict[str, Any], classes: int) -> list[nn.Modu
     name, cuts = rule.pop("name"), network.cuts
     local: list[nn.Module]
     if name == "auglocal":
-        depth, tau = rule.get("depth", 2), rule.get("tau", 0.5)
-        depths = depth_schedule(depth, len(cuts) + 1, tau)
-        width = rule.get("width", 1.0)
-        local = [auxiliary_head(network, cut - 1, d, classes, width) for cut, d in zip(cuts, depths, strict=True)]
+        options = {key: default.default for key, default in inspect.signature(auglocal).parameters.items()} | rule
+        depths = depth_schedule(options["depth"], len(cuts) + 1, options["tau"])
+        ends = zip(cuts, depths, strict=True)
+        local = [auxiliary_head(network, cut - 1, d, classes, options["width"]) for cut, d in ends]
     else:
         local = [ConvMlp(classes, **rule) for _ in cuts]
     return [*local, Classifier(classes)]

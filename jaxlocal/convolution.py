@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxlocal.variables import accumulator
+
 PART = 16  # examples: their values at a pixel fill a line of the cache (8 to 64 were measured, at 16 to 64 channels)
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -80,7 +82,7 @@ def _in_parts(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k l c d"], dy: Float[Array, "b p q d"], *, geometry: Geometry
 ) -> Float[Array, "k l c d"]:
     """The weight gradient: the sum of those of :data:`PART` examples each, and of the rest of the batch."""
-    dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+    dtype = accumulator(x.dtype)
 
     def part(x: Array, dy: Array) -> Array:
         return _of_part(x, dy, kernel.shape[:2], geometry, dtype)

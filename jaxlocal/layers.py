@@ -21,6 +21,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from jaxlocal.convolution import convolve
+from jaxlocal.variables import accumulator
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "sigmoid": nn.sigmoid}
 
@@ -31,7 +32,7 @@ _batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
 
 def in_float32(x: Array) -> Array:
     """The array in float32, unless it is wider."""
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    return x.astype(accumulator(x.dtype))
 
 
 def spread(x: Array, like: Array) -> Array:

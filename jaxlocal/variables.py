@@ -71,6 +71,11 @@ def computable(dtype: Any) -> Any:
     return dtype
 
 
+def accumulator(dtype: Any) -> Any:
+    """What sums of more than a few values of a floating dtype are accumulated in: float32, or itself if it is wider."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else dtype
+
+
 def cast_floating(tree: Any, dtype: Any) -> Any:
     """Casts the floating leaves of a pytree to ``dtype``; others are left alone."""
 

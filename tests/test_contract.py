@@ -128,7 +128,8 @@ def test_bfloat16_gradients_are_those_of_float32(name, features, n):
     Gradients are sums over up to n x 32 x 32 terms. Accumulated in bfloat16 they stop growing after some hundred
     terms, and are nothing like the right ones. Where the gradient is so sensitive that rounding input and parameters
     changes it much, computed in float32 (dense layers under batch norm over few examples), it may differ by twice
-    that more. One that is zero but for rounding, as that of a bias in front of batch norm, by a thousandth of the block's.
+    that more. One that is zero but for rounding, as that of a bias in front of batch norm, may by a thousandth of
+    the block's.
     """
     units = models.convnet(features, (1, 2, 1, 1)[: len(features)])
     network, local_rule = ROWS[name][0](Network(units, cut_everywhere(units)), 10)
