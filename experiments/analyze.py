@@ -91,7 +91,7 @@ def look(workdir: Path, run: Trained, examples: int = 512, probed: int = 5000) -
       probed: training examples that probes are fitted to, at most.
     """
     experiment, state = run.experiment, run.state
-    dtype, classes = DTYPES[run.config.dtype], experiment.dataset.num_classes
+    dtype, classes = DTYPES[run.config.dtype], experiment.dataset.task.num_classes
 
     @jax.jit
     def observed(batch: Batch) -> tuple[Any, Any]:
@@ -157,7 +157,7 @@ def _numbers(x: Any) -> Any:
 def _examples(run: Trained) -> str:
     """What a run was tested on, in words."""
     dataset = run.experiment.dataset
-    return f"{dataset.num_test} images {'x'.join(map(str, dataset.image_shape))} of {run.config.dataset}"
+    return f"{dataset.num_test} images {'x'.join(map(str, dataset.example(1).input.shape[1:]))} of {run.config.dataset}"
 
 
 def main(argv: Sequence[str]) -> None:

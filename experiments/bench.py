@@ -29,7 +29,7 @@ from experiments.pictures import Point, frontier
 from experiments.record import read_history
 from experiments.registry import MODELS, innermost, make, make_rule, parse_calls
 from experiments.summary import aligned
-from jaxlocal import data, losses
+from jaxlocal import data
 from jaxlocal.variables import nbytes
 
 Numbers = dict[str, Any]  # what was measured of a case; or why it was skipped, under "skipped"
@@ -117,7 +117,7 @@ def parse_cases(values: flags.FlagValues) -> list[Case]:
     models, rules = parse_calls(values.models, "models"), parse_calls(values.rules, "rules")
     units = [make("model", MODELS, spec) for spec in models.values()]
     for spec in rules.values():
-        make_rule(spec, losses.cross_entropy)
+        make_rule(spec)
     cuts = split_cuts(values.cuts)
     for cut in cuts:
         _check_cut(cut, units)

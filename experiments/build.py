@@ -30,7 +30,6 @@ from jaxlocal.block import Block, BlockState, make_blocks
 from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState, fused, pipelined, streamed
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, blocks_of, cut_balanced, cut_evenly, cut_everywhere
-from jaxlocal.objective import Batch
 from jaxlocal.rule import LocalRule
 from jaxlocal.variables import RUNNING, Variables, pick, size
 
@@ -79,8 +78,7 @@ class Experiment(NamedTuple):
 
     def init(self, config: ConfigDict) -> TrainState:
         """The state of a config's run before the first step: of its seed, or of all its seeds along a leading axis."""
-        zeros = jnp.zeros((1, *self.dataset.image_shape), jnp.float32)
-        batch = Batch(zeros, jnp.zeros(1, jnp.int32), zeros)
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.dataset.example(1))
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
         with user_input("model"):
             return self.executor.init(keys[0] if len(keys) == 1 else jnp.stack(keys), batch)
@@ -145,7 +143,7 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
         return dataset.prototypes()
 
     units = make("model", MODELS, config.model, **({"prototypes": prototypes} if config.model.name == "noprop" else {}))
-    rule = make_rule(config.rule, loss_of(config))
+    rule = make_rule(config.rule)
     trains = innermost(config.rule).name
     known = [name for name in RULES if name == "backprop" or name.startswith("noprop")]
     if config.model.name == "noprop" and trains not in known:
@@ -158,10 +156,10 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     dataset = dataset or _load(config)
     with user_input("model"):
         if cuts is None:
-            costs = activations(units, dataset.image_shape)
+            costs = activations(units, dataset.example(1).input)
             cuts = cut_balanced(costs, int(config.cuts.removeprefix("balanced:")))
     with user_input("cuts and rule"):
-        made = rule(Network(units, cuts), dataset.num_classes)
+        made = rule(Network(units, cuts), dataset.task._replace(loss=loss_of(config)))
         if isinstance(made, LocalRule) or not isinstance(made, tuple):
             raise TypeError(f"{trains} has to return (network, LocalRule)")
         network, local_rule = made
@@ -187,8 +185,8 @@ def build(config: ConfigDict, dataset: data.Input | None = None) -> Experiment:
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
     where = placements(config, len(blocks))
-    images = (config.batch_size // len(where[0].devices), *dataset.image_shape)
-    stages = starts(where, blocks, local_rule.feed, optimizer, images, dtype)
+    example = dataset.example(config.batch_size // len(where[0].devices))
+    stages = starts(where, blocks, local_rule.feed, optimizer, example, dtype)
     options = {
         "prepare": dataset.prepare,
         "dtype": dtype,

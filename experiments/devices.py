@@ -91,7 +91,7 @@ def starts(
     blocks: tuple[Block, ...],
     feed: Feed,
     optimizer: optax.GradientTransformation,
-    images: tuple[int, ...],
+    example: Batch,
     dtype: Any,
 ) -> tuple[int, ...]:
     """The first block of each stage but stage 0, so that the slowest stage is as fast as possible.
@@ -103,13 +103,13 @@ def starts(
       blocks: of the network.
       feed: of the rule.
       optimizer: of every block.
-      images: shape of a device's part of a batch.
+      example: what a device's part of a batch looks like.
       dtype: of the computation.
     """
     if len(where) in (1, len(blocks)):
         return tuple(range(1, len(where)))
-    image = jax.random.normal(jax.random.key(0), images)
-    batch = Batch(image, jnp.zeros(images[0], jnp.int32), image)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    batch = zeros._replace(input=jax.random.normal(jax.random.key(0), example.input.shape, example.input.dtype))
     state = init_state(blocks, feed, optimizer, jax.random.key(0), jax.tree.map(lambda x: x[:1], batch))
     found = cut_balanced(block_seconds(blocks, feed, optimizer, state, batch, dtype), len(where))
     return tuple(int(start) for start in processes.of_first(np.array(found)))  # times differ

@@ -43,6 +43,7 @@ from experiments.training import train_and_evaluate
 from jaxlocal.network import Network
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut
 from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables
 
 STEPS, POISONED = 60, 23
@@ -59,8 +60,8 @@ def poisoned(rule: Rule, block: int = 0, step: int = 0, seed: int = 0, device: i
       device: on which, where examples are split over devices.
     """
 
-    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        network, local = rule(network, num_classes)
+    def wrapped(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        network, local = rule(network, task)
         of_step = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
         of_device = of_step if device is None else jax.random.fold_in(of_step, device)
         of_block = jax.random.split(jax.random.fold_in(of_device, block))[1]

@@ -62,7 +62,7 @@ class ModelParallel:
     def init(self, state: BlockState, batch: Batch) -> tuple[list[Any], list[Any]]:
         """Puts a state and a batch where they belong: ``(states of the stages, microbatches)``."""
         states, shape = [], jax.tree.map(lambda x: abstract(x[: len(x) // self._microbatches]), batch)
-        carry: Any = shape.image
+        carry: Any = shape.input
         self.outputs = []
         for s, (placement, (first, end)) in enumerate(zip(self._placements, self._bounds, strict=True)):
             names = [f"unit_{i}" for i in range(first, end)] + ["head"] * (s == self._last)
@@ -73,7 +73,7 @@ class ModelParallel:
             states.append(placement.replicate((params, rest, self._optimizer.init(params))))
         parts = [jax.tree.map(lambda x, m=m: x[m :: self._microbatches], batch) for m in range(self._microbatches)]
         ends = self._placements[0], self._placements[-1]
-        return states, [(ends[0].replicate(part.image), ends[1].replicate(part)) for part in parts]
+        return states, [(ends[0].replicate(part.input), ends[1].replicate(part)) for part in parts]
 
     def step(self, states: list[Any], microbatches: Sequence[Any]) -> tuple[list[Any], Any]:
         """One update: ``(states, loss of the last microbatch)``."""

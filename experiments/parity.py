@@ -37,6 +37,7 @@ from jaxlocal.layers import BatchNorm
 from jaxlocal.network import Network
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.rule import Rule
+from jaxlocal.task import Task
 from jaxlocal.variables import Variables
 
 TOLERANCE = 1e-6
@@ -145,7 +146,7 @@ def build(golden: Mapping[str, Any]) -> Built:
     # AugLocal's file lists the blocks that are left; the rule itself drops the last d of K - 1 cuts.
     cuts = tuple(range(1, golden["K"])) if golden["rule"] == "AugLocal" else observed
     rule = RULES[golden["rule"]](golden)
-    network, local_rule = rule(Network(units, cuts), _shapes(golden)[f"{output}.weight"][0])
+    network, local_rule = rule(Network(units, cuts), Task(_shapes(golden)[f"{output}.weight"][0]))
     if network.cuts != observed:
         raise UserError(f"the file's blocks end before units {observed}, the rule's before {network.cuts}")
     batch = reference.golden_batch(golden["batch"], golden["image_size"], golden["seed"], golden["dataset"])

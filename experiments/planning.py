@@ -18,13 +18,14 @@ from experiments.cli import UserError, user_input
 from experiments.cost import MIB, Cost, examples_of_a_device, of_programs, resident_bytes
 from experiments.registry import MODELS, make, make_rule, parse_calls
 from experiments.workdir import holds_run, load_config
-from jaxlocal import data, losses
+from jaxlocal import data
 from jaxlocal.block import Block
 from jaxlocal.executors import Program, streamed
 from jaxlocal.feed import chain
-from jaxlocal.heads import Classifier
 from jaxlocal.network import Network, cheapest_cuts, cut_everywhere
-from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync, readout
+from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync
+from jaxlocal.rule import output
+from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables, abstract, nbytes
 
 
@@ -112,20 +113,20 @@ class Cutter:
     alone takes is more than it adds to a block. The share follows from what was measured last.
     """
 
-    def __init__(self, config: ConfigDict, num_classes: int) -> None:
+    def __init__(self, config: ConfigDict, task: Task) -> None:
         self.units = make("model", MODELS, config.model)
-        self._rule = make_rule(config.rule, losses.cross_entropy)
-        self._num_classes = num_classes
+        self._rule = make_rule(config.rule)
+        self._task = task
         everywhere = cut_everywhere(self.units)
         with user_input("cuts and rule"):
-            kept, local_rule = self._rule(Network(self.units, everywhere), num_classes)
+            kept, local_rule = self._rule(Network(self.units, everywhere), self._task)
         self.most = len(kept.cuts) + 1
         if kept.cuts != everywhere[: self.most - 1]:
             raise UserError(f"rule {config.rule.name} moves the cuts: no plan can be made, give the cuts yourself")
         self.tail = everywhere[self.most - 1 :]
         self.fewest = next((k for k in range(1, self.most) if self._keeps(everywhere[: k - 1])), self.most)
         self.remat = local_rule.remat
-        self.heads = (*local_rule.objectives[:-1], *[readout(Classifier(num_classes))] * (len(self.tail) + 1))
+        self.heads = (*local_rule.objectives[:-1], *[output(Network(self.units), task)] * (len(self.tail) + 1))
         self._costs: Sequence[float] = [1.0] * len(self.units)
         self._share = 1.0
 
@@ -154,7 +155,7 @@ class Cutter:
 
     def _keeps(self, wanted: tuple[int, ...]) -> bool:
         try:
-            kept, _ = self._rule(Network(self.units, (*wanted, *self.tail)), self._num_classes)
+            kept, _ = self._rule(Network(self.units, (*wanted, *self.tail)), self._task)
         except ValueError:
             return False
         return kept.cuts == wanted
@@ -179,7 +180,7 @@ def search(
     Raises:
       DoesNotFitError: if none fits.
     """
-    cutter = Cutter(config, dataset.num_classes)
+    cutter = Cutter(config, dataset.task)
     costs = [unit.temporaries for unit in unit_costs(config, dataset)]
     smallest: list[Measured] = []
 
@@ -304,10 +305,10 @@ def measure(config: ConfigDict, dataset: data.Input) -> Measured:
 
 def unit_costs(config: ConfigDict, dataset: data.Input) -> tuple[UnitCost, ...]:
     """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head."""
-    cutter = Cutter(config, dataset.num_classes)
+    cutter = Cutter(config, dataset.task)
     b, dtype, optimizer = config.batch_size, DTYPES[config.dtype], optax.sgd(0.1)  # one, so that equals are traced once
-    batch = _abstract_batch(b, dataset.image_shape)
-    carry: Carry = batch.image
+    batch = dataset.example(b)
+    carry: Carry = batch.input
     found: list[UnitCost] = []
     known: dict[Any, tuple[UnitCost, Carry]] = {}  # by structure: what it costs, and its output
 
@@ -332,7 +333,7 @@ def block_costs(experiment: Experiment, config: ConfigDict) -> tuple[BlockCost, 
     What a block looks at of the next one (MAN) is left out.
     """
     b, dtype = config.batch_size, DTYPES[config.dtype]
-    batch, key = _abstract_batch(b, experiment.dataset.image_shape), jax.random.key(0)
+    batch, key = experiment.dataset.example(b), jax.random.key(0)
     found: list[BlockCost] = []
     carry: Carry = None
     for i, block in enumerate(experiment.blocks):
@@ -347,14 +348,9 @@ def block_costs(experiment: Experiment, config: ConfigDict) -> tuple[BlockCost, 
     return tuple(found)
 
 
-def _abstract_batch(size: int, image_shape: tuple[int, ...]) -> Any:
-    image = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
-    return Batch(image, jax.ShapeDtypeStruct((size,), jnp.int32), image)  # type: ignore[arg-type]
-
-
 def _alone(block: Block, carry: Carry, batch: Any, dtype: Any, optimizer: optax.GradientTransformation) -> Program:
     """The update of a block as the first of a network, on inputs like ``carry``."""
-    fed = batch._replace(image=carry)
+    fed = batch._replace(input=carry)
     executor = streamed((block,), chain(), optimizer, dtype=dtype)
     return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
 

@@ -32,7 +32,7 @@ def read(path: Path, dataset: data.Input) -> np.ndarray:
     Raises:
       UserError: if it cannot be read.
     """
-    height, width, channels = dataset.image_shape
+    shape = height, width, channels = dataset.example(1).input.shape[1:]
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
@@ -40,7 +40,7 @@ def read(path: Path, dataset: data.Input) -> np.ndarray:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "it is no image that can be read, or too large a one"
         raise UserError(f"image {path}: {reason}") from error
-    return np.asarray(fitted, np.uint8).reshape(dataset.image_shape)
+    return np.asarray(fitted, np.uint8).reshape(shape)
 
 
 def predict(trained: Trained, images: np.ndarray) -> np.ndarray:

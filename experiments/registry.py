@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.cli import UserError, one_of, user_input
 from experiments.optimizers import OPTIMIZERS
-from jaxlocal import data, losses, models, rules
+from jaxlocal import data, models, rules
 from jaxlocal.rule import Rule
 
 RULES: dict[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
@@ -68,7 +68,7 @@ def _shown(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("collections.abc.", "")
 
 
-def make_rule(spec: Mapping[str, Any], loss: losses.Loss) -> Rule:
+def make_rule(spec: Mapping[str, Any]) -> Rule:
     """The rule of a config; the field ``rule`` of one that wraps another is a rule in turn.
 
     Raises:
@@ -77,10 +77,10 @@ def make_rule(spec: Mapping[str, Any], loss: losses.Loss) -> Rule:
     inner = {key: value for key, value in spec.items() if key != "rule"}
     function = RULES[one_of("rule", spec["name"], tuple(RULES))]
     if "rule" not in inspect.signature(function).parameters:
-        return make("rule", RULES, spec, loss=loss)
+        return make("rule", RULES, spec)
     if not isinstance(spec.get("rule"), Mapping | ConfigDict) or "name" not in spec["rule"]:
         raise UserError(f"rule {spec['name']} wraps another rule: give rule.rule.name, or write {spec['name']}(dgl)")
-    return make("rule", RULES, inner, rule=make_rule(spec["rule"], loss))
+    return make("rule", RULES, inner, rule=make_rule(spec["rule"]))
 
 
 def innermost(spec: Any) -> Any:
@@ -140,7 +140,7 @@ def listing() -> str:
             shown = ", ".join(
                 str(parameter).split(":")[0].strip() + _default(parameter)
                 for parameter in inspect.signature(function).parameters.values()
-                if parameter.name not in ("loss", "learning_rate", "prototypes")
+                if parameter.name not in ("learning_rate", "prototypes")
             )
             lines.append(f"{kind:<10} {name}({shown})")
     sets = (

@@ -46,8 +46,8 @@ from experiments.simulator import (
     model_parallel,
 )
 from experiments.summary import aligned
-from jaxlocal import losses
 from jaxlocal.block import Block, make_blocks, params_of
+from jaxlocal.data.augment import example_images
 from jaxlocal.executors import (
     DataParallel,
     Executor,
@@ -64,6 +64,7 @@ from jaxlocal.executors.pipelined import Link
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network, activations, cut_balanced
 from jaxlocal.objective import Batch
+from jaxlocal.task import Task
 from jaxlocal.variables import nbytes
 
 OPTIMIZER = optax.sgd(0.01, momentum=0.9, nesterov=True)
@@ -133,9 +134,9 @@ def parts(spec: Spec, rule: str) -> Parts:
     with user_input("--cuts"):
         cuts = parse_cuts(spec.cuts, units)
         if cuts is None:
-            costs = activations(units, (spec.image, spec.image, 3))
+            costs = activations(units, example_images(1, (spec.image, spec.image, 3)).input)
             cuts = cut_balanced(costs, int(spec.cuts.removeprefix("balanced:")))
-        network, local_rule = make_rule(of_rule, losses.cross_entropy)(Network(units, cuts), spec.classes)
+        network, local_rule = make_rule(of_rule)(Network(units, cuts), Task(spec.classes))
         return Parts(make_blocks(network, local_rule), (*network.cuts, len(units)), local_rule.feed)
 
 

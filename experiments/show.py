@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -73,9 +72,7 @@ def blocks_of(experiment: Experiment, config: ConfigDict) -> tuple[Shown, ...]:
     if config.seeds > 1:  # the first of them
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
     counts = describe(experiment, state)["parameters"]
-    image: Any = jax.ShapeDtypeStruct((config.batch_size, *experiment.dataset.image_shape), jnp.float32)
-    label: Any = jax.ShapeDtypeStruct(image.shape[:1], jnp.int32)
-    batch = Batch(image, label, image)
+    batch = experiment.dataset.example(config.batch_size)
     found: list[Shown] = []
     carry: Carry = None
     costs = block_costs(experiment, config)

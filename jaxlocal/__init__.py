@@ -20,5 +20,6 @@ from jaxlocal.objective import (
     weighted_sum,
 )
 from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.task import Task
 
 __version__ = "0.1.0"

@@ -37,6 +37,6 @@ def chain() -> Feed:
 
     def feed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         del key, train
-        return batch.image if index == 0 else previous
+        return batch.input if index == 0 else previous
 
     return feed

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlocal.layers import scaled
@@ -111,12 +110,12 @@ def _check_number(num_units: int, num_blocks: int) -> None:
         raise ValueError(f"cannot cut {num_units} units into {num_blocks} blocks: choose 1 to {num_units}")
 
 
-def activations(units: Sequence[nn.Module], image: tuple[int, ...]) -> tuple[float, ...]:
-    """How many numbers each unit's modules put out for one image: what a backward pass keeps, heads apart.
+def activations(units: Sequence[nn.Module], x: Any) -> tuple[float, ...]:
+    """How many numbers each unit's modules put out for an input: what a backward pass keeps, heads apart.
 
     Args:
       units: of a network.
-      image: shape of one image, ``(h, w, c)``.
+      x: the input, or its shape and dtype.
     """
 
     def trace(unit: nn.Module, x: Any) -> tuple[Any, Any]:
@@ -125,7 +124,7 @@ def activations(units: Sequence[nn.Module], image: tuple[int, ...]) -> tuple[flo
         )
         return y, variables["intermediates"]
 
-    counts, x = [], jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    counts = []
     for unit in units:
         x, put_out = jax.eval_shape(functools.partial(trace, unit), x)
         counts.append(float(size(put_out)))

@@ -27,13 +27,13 @@ class Batch(NamedTuple):
     """Training examples as the blocks see them.
 
     Attributes:
-      image: ``[b, h, w, c]`` (or ``[b, f]``), normalised.
+      input: ``[b, ...]``: an image ``[b, h, w, c]``, normalised, or features ``[b, f]``.
       label: ``[b]``, integer classes.
       pixels: ``[b, h, w, c]`` in [0, 1], the image before it was normalised; only objectives
         that reconstruct it need it.
     """
 
-    image: Float[Array, "b ..."]
+    input: Float[Array, "b ..."]
     label: Int[Array, "b"]
     pixels: Float[Array, "b h w c"] | None = None
 

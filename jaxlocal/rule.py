@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxlocal.feed import Feed, chain
-from jaxlocal.heads import Classifier
-from jaxlocal.losses import Loss
+from jaxlocal.heads import output_of
 from jaxlocal.network import Network
 from jaxlocal.objective import LocalObjective, readout
+from jaxlocal.task import Task
 
 
 class Remat(NamedTuple):
@@ -39,23 +39,25 @@ class LocalRule(NamedTuple):
     remat: Remat | None = None
 
 
-Rule = Callable[[Network, int], tuple[Network, LocalRule]]
-"""``rule(network, num_classes)``: hyper-parameters were closed over, the network is given now.
+Rule = Callable[[Network, Task], tuple[Network, LocalRule]]
+"""``rule(network, task)``: hyper-parameters were closed over, network and task are given now.
 
 A rule may move the cuts; the network it returns is the one to train.
 """
 
 
-def at_each_cut(
-    network: Network, num_classes: int, objective: Callable[[int], LocalObjective], loss: Loss
-) -> LocalRule:
-    """An objective at every cut, and the network's own classifier at the end.
+def output(network: Network, task: Task) -> LocalObjective:
+    """The network's own output: a classifier behind the last unit, unless that answers itself."""
+    return readout(output_of(network.units, task.once("the network's output")), task.loss)
+
+
+def at_each_cut(network: Network, task: Task, objective: Callable[[int], LocalObjective]) -> LocalRule:
+    """An objective at every cut, and the network's own output at the end.
 
     Args:
       network: units and cuts. They are checked where blocks are made of them.
-      num_classes: of the final classifier.
+      task: of the output.
       objective: ``index of the cut -> objective`` of the block that ends there.
-      loss: of the final classifier.
     """
     local = tuple(objective(i) for i in range(len(network.cuts)))
-    return LocalRule((*local, readout(Classifier(num_classes), loss)))
+    return LocalRule((*local, output(network, task)))

@@ -39,7 +39,7 @@ def digits(**changes) -> ConfigDict:
 
 
 def test_starts_from_the_unit_and_leaves_it_alone():
-    x = toy.digits().image
+    x = toy.digits().input
     unit = models.resnet(8, 4)[1]
     before = jax.random.normal(KEY, (*x.shape[:3], 4))
     y, trained = init_module(unit, KEY, before)
@@ -99,7 +99,7 @@ def test_gradients_of_adaptors_are_summed_in_float32():
 
 def test_frozen_statistics_keep_their_precision():
     """At whatever depth: a unit that is adapted twice has its own two levels down."""
-    x = toy.digits().image
+    x = toy.digits().input
     _, variables = init_module(Adapted(Adapted(models.ConvUnit(4))), KEY, x)
     found = jax.tree_util.tree_leaves_with_path(cast(variables, jnp.bfloat16))
     running = {leaf.dtype for path, leaf in found if "batch_stats" in jax.tree_util.keystr(path)}

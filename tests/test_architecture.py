@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ("axis", "convolution", "guard", "variables"),
     ("network", "losses", "layers", "diffusion"),
+    ("task",),
     ("heads", "models", "objective"),
     ("feed", "data"),
     ("rule",),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlocal import Network, cut_everywhere, models
+from jaxlocal import Network, Task, cut_everywhere, models
 from jaxlocal.network import strides_of, with_width
 from jaxlocal.rules.auglocal import auglocal, auxiliary_head, depth_schedule, select_units
 
@@ -53,7 +53,7 @@ def test_heads_fit_any_network(strides, data):
     """A head reads classes off its unit, is as wide as the units it copies, and never pools below the network's end."""
     units = models.convnet(tuple(range(3, 3 + len(strides))), tuple(strides))
     depth = data.draw(st.integers(1, len(units) - 2))
-    network, _ = auglocal(depth)(Network(units, cut_everywhere(units)), 7)
+    network, _ = auglocal(depth)(Network(units, cut_everywhere(units)), Task(7))
     assert network.cuts == cut_everywhere(units)[: len(units) - depth - 1]
     for cut in network.cuts:
         head = auxiliary_head(network, cut - 1, depth, 7)
@@ -97,7 +97,7 @@ def test_heads_of_one_unit_have_a_batch_norm():
 
 def test_coarse_cuts_keep_blocks_of_several_units():
     units = models.resnet(32)
-    network, rule = auglocal(2)(Network(units, (2, 4, 6, 8, 10, 12)), 10)
+    network, rule = auglocal(2)(Network(units, (2, 4, 6, 8, 10, 12)), Task(10))
     assert network.cuts == (2, 4, 6, 8)
     assert len(rule.objectives) == 5
 
@@ -114,4 +114,4 @@ def test_coarse_cuts_keep_blocks_of_several_units():
 )
 def test_impossible_depths(depth, tau, cuts, message):
     with pytest.raises(ValueError, match=message):
-        auglocal(depth, tau)(Network(models.mlp((4,) * 5), cuts), 10)
+        auglocal(depth, tau)(Network(models.mlp((4,) * 5), cuts), Task(10))

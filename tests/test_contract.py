@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.checkpoint import Checkpoints
-from jaxlocal import Batch, Network, cut_everywhere, fused, make_blocks, models, rules, streamed
+from jaxlocal import Batch, Network, Task, cut_everywhere, fused, make_blocks, models, rules, streamed
 from jaxlocal import block as block_lib
 from jaxlocal.executors.fused import train_step
 from jaxlocal.rules.man import EMA
@@ -102,7 +102,7 @@ def noisy_digits(n: int) -> Batch:
     """Digits of 32x32 pixels with noise, ``[n, 32, 32, 1]``."""
     small = toy.digits(n)
     noise = 0.3 * jax.random.normal(jax.random.key(0), (n, 32, 32, 1))
-    image, pixels = (jax.image.resize(x, noise.shape, "cubic") for x in (small.image, small.pixels))
+    image, pixels = (jax.image.resize(x, noise.shape, "cubic") for x in (small.input, small.pixels))
     return Batch(image + noise, small.label, jnp.clip(pixels + 0.3 * noise, 0, 1))
 
 
@@ -132,7 +132,7 @@ def test_bfloat16_gradients_are_those_of_float32(name, features, n):
     the block's.
     """
     units = models.convnet(features, (1, 2, 1, 1)[: len(features)])
-    network, local_rule = ROWS[name][0](Network(units, cut_everywhere(units)), 10)
+    network, local_rule = ROWS[name][0](Network(units, cut_everywhere(units)), Task(10))
     blocks = make_blocks(network, local_rule)
     batch = noisy_digits(n)
     example = jax.tree.map(lambda x: x[:1], batch)

@@ -12,7 +12,7 @@ import pytest
 from experiments.build import build
 from experiments.cli import UserError
 from experiments.training import train_and_evaluate
-from jaxlocal import Batch, DataParallel, Network, axis, fused, make_blocks, models, rules, streamed
+from jaxlocal import Batch, DataParallel, Network, Task, axis, fused, make_blocks, models, rules, streamed
 from jaxlocal.executors import ONE_DEVICE
 from tests import toy
 from tests.test_contract import ROWS, rows
@@ -123,7 +123,7 @@ def test_programs_are_of_one_device():
 def test_gradients_are_averaged_in_few_messages_and_no_copy():
     """Twelve small arrays are one of the operands; the large ones are not in memory once more."""
     units = models.mlp((1024,) * 6)
-    network, local_rule = rules.backprop()(Network(units, ()), 10)
+    network, local_rule = rules.backprop()(Network(units, ()), Task(10))
     blocks = make_blocks(network, local_rule)
     batch = Batch(jnp.zeros((16, 1024)), jnp.zeros(16, jnp.int32))
     make = functools.partial(fused, blocks, local_rule.feed, toy.OPTIMIZER)

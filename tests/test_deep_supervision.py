@@ -17,7 +17,7 @@ def test_the_gradient_is_that_of_the_sum_of_all_losses():
 
     def textbook(params):
         """Units one after the other, a dense classifier on the mean of each one's output."""
-        x, total = t.batch.image, 0.0
+        x, total = t.batch.input, 0.0
         for i, unit in enumerate(cut.network.units):
             own = {"params": params[f"unit_{i}"]["unit"], "batch_stats": variables["batch_stats"][f"unit_{i}"]["unit"]}
             x, _ = apply_module(unit, own, x, jax.random.key(0), train=True)
@@ -29,7 +29,7 @@ def test_the_gradient_is_that_of_the_sum_of_all_losses():
         return total
 
     gradient, _, out = block.gradients(
-        t.blocks[0], variables, t.batch.image, t.batch, jax.random.key(0), dtype=jnp.float32
+        t.blocks[0], variables, t.batch.input, t.batch, jax.random.key(0), dtype=jnp.float32
     )
     expected_loss, expected = jax.value_and_grad(textbook)(variables["params"])
     chex.assert_trees_all_close(out.loss, expected_loss, rtol=1e-5)
@@ -39,7 +39,7 @@ def test_the_gradient_is_that_of_the_sum_of_all_losses():
 def test_the_exit_is_the_networks_output():
     t = toy.make(rules.deep_supervision(rules.dgl()))
     _, metrics = block.evaluate(
-        t.blocks[0], t.state.blocks[0].variables, t.batch.image, t.batch, jax.random.key(0), dtype=jnp.float32
+        t.blocks[0], t.state.blocks[0].variables, t.batch.input, t.batch, jax.random.key(0), dtype=jnp.float32
     )
     assert metrics["accuracy"] == metrics["output/accuracy"]
     assert sum(name.startswith("exit_") and name.endswith("/accuracy") for name in metrics) == 4

@@ -112,7 +112,7 @@ def test_the_end_to_end_gradient_is_that_of_the_plain_network():
     head = made.blocks[-1].objective
 
     def loss(params):
-        x = made.batch.image
+        x = made.batch.input
         for block, own, new in zip(made.blocks, made.state.blocks, params, strict=True):
             variables = {**own.variables, "params": {**own.variables["params"], **new}}
             x, _ = apply_module(block.units[0], pick(variables, "unit_0"), x, jax.random.key(0), train=True)
@@ -146,7 +146,7 @@ def test_the_end_to_end_gradient_of_dfa_is_that_of_the_bare_units():
     head = Classifier(10)
 
     def loss(params):
-        x = made.batch.image
+        x = made.batch.input
         for j, unit in enumerate(block.units):
             variables = pick(
                 pick({**own.variables, "params": {**own.variables["params"], **params}}, f"unit_{j}"), "unit"

@@ -13,6 +13,7 @@ from jaxlocal import (
     Batch,
     LocalRule,
     Network,
+    Task,
     chain,
     cut_everywhere,
     fused,
@@ -36,7 +37,7 @@ def test_one_block_equals_jax_grad_of_the_textbook_loss():
     variables = t.state.blocks[0].variables
 
     def textbook(params):
-        x = t.batch.image
+        x = t.batch.input
         for i, unit in enumerate(t.network.units):
             collections = {"params": params[f"unit_{i}"], "batch_stats": variables["batch_stats"][f"unit_{i}"]}
             x, _ = unit.apply(collections, x, train=True, mutable=["batch_stats"])
@@ -57,7 +58,7 @@ def test_a_block_sees_only_its_own_loss():
     """With greedy heads, each block's update is that of a one-block network fed with its input."""
     t = toy.make(rules.greedy())
     state, _ = t.executor.step(toy.copy(t.state), t.batch)
-    carry = t.batch.image
+    carry = t.batch.input
     for i, (unit, old, new) in enumerate(zip(t.network.units, t.state.blocks, state.blocks, strict=True)):
         params, statistics = old.variables["params"], old.variables["batch_stats"]
 
@@ -111,7 +112,7 @@ def test_equal_blocks_are_traced_once():
 def temporaries(rule, make=fused):
     """MiB of temporaries of a ResNet-32 step at batch 128: of its one program, or of the largest."""
     units = models.resnet(32)
-    network, local_rule = rule(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rule(Network(units, cut_everywhere(units)), Task(10))
     executor = make(make_blocks(network, local_rule), local_rule.feed, optax.sgd(0.1, momentum=0.9, nesterov=True))
     batch = Batch(jnp.zeros((128, 32, 32, 3)), jnp.zeros(128, jnp.int32))
     programs = executor.programs(jax.eval_shape(executor.init, jax.random.key(0), batch), batch)
@@ -149,7 +150,7 @@ def test_evaluation_is_that_of_running_statistics():
     t = toy.make(rules.greedy())
     state, _ = t.executor.step(t.state, t.batch)
     exits = t.executor.evaluate(state, t.batch)
-    x = t.batch.image
+    x = t.batch.input
     for unit, block, out in zip(t.network.units, state.blocks, exits, strict=True):
         variables = block.variables
         statistics = variables["batch_stats"]["unit_0"]
@@ -162,8 +163,8 @@ def test_evaluation_is_that_of_running_statistics():
 
 def test_preparation_draws_anew_in_every_step_and_not_at_all_in_evaluation():
     def noisy(batch, key, *, train):
-        noise = jax.random.normal(key, batch.image.shape) if train else jnp.zeros_like(batch.image)
-        return batch._replace(image=batch.image + noise)
+        noise = jax.random.normal(key, batch.input.shape) if train else jnp.zeros_like(batch.input)
+        return batch._replace(input=batch.input + noise)
 
     t = toy.make(rules.greedy())
     executor = fused(t.blocks, t.feed, toy.OPTIMIZER, prepare=noisy)
@@ -179,8 +180,8 @@ def test_the_peer_is_the_next_block_before_the_step():
     def next_unit(variables, peer, *, start):
         return {**variables, "params": peer["unit_0"]}
 
-    def rule(network, num_classes):
-        last = readout(Classifier(num_classes))
+    def rule(network, task):
+        last = readout(Classifier(task.num_classes))
         unit = network.units[1]
         return network._replace(cuts=(1,)), LocalRule((through(unit, last, sync=next_unit), last))
 
@@ -202,7 +203,7 @@ def test_frozen_heads_stay_under_weight_decay():
 
 def test_a_unit_that_pools_its_input_away_is_refused():
     units = models.convnet((4, 4, 4, 4, 4), (2, 2, 2, 2, 1))
-    network, rule = rules.backprop()(Network(units), 10)
+    network, rule = rules.backprop()(Network(units), Task(10))
     example = jax.tree.map(lambda x: x[:1], toy.digits())
     with pytest.raises(ValueError, match=r"ConvUnit leaves nothing of an input of shape \(1, 1, 1, 4\)"):
         fused(make_blocks(network, rule), rule.feed, toy.OPTIMIZER).init(jax.random.key(0), example)

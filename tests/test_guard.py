@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxlocal import Batch, Network, block, make_blocks, models, rules
+from jaxlocal import Batch, Network, Task, block, make_blocks, models, rules
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.guard import changed_if, checked
 from jaxlocal.variables import nbytes
@@ -50,16 +50,16 @@ def test_one_number_is_enough(value):
 def test_it_takes_the_memory_of_an_update_without_it(monkeypatch):
     """Six dense layers of 2048, AdamW: the whole state is updated in place."""
     optimizer = optax.adamw(1e-3)
-    network, local = rules.backprop()(Network(models.mlp((2048,) * 6)), 10)
+    network, local = rules.backprop()(Network(models.mlp((2048,) * 6)), Task(10))
     (whole,) = make_blocks(network, local)
     batch = Batch(jnp.zeros((32, 2048)), jnp.zeros(32, jnp.int32))
-    state = jax.eval_shape(lambda: block.init(whole, jax.random.key(0), batch.image[:1], batch, optimizer)[0])
+    state = jax.eval_shape(lambda: block.init(whole, jax.random.key(0), batch.input[:1], batch, optimizer)[0])
 
     def step():
         update = functools.partial(block.update, whole, optimizer, dtype=jnp.float32)
         jitted = jax.jit(update, donate_argnums=0, compiler_options=compiler_options())
         with jax.numpy_dtype_promotion("standard"):  # of optax
-            lowered = jitted.lower(state, batch.image, batch, jax.random.key(0))
+            lowered = jitted.lower(state, batch.input, batch, jax.random.key(0))
         memory = lowered.compile().memory_analysis()
         return nbytes(state) + memory.temp_size_in_bytes
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlocal import Network, cut_everywhere, make_blocks, models, rules
+from jaxlocal import Network, Task, cut_everywhere, make_blocks, models, rules
 from jaxlocal.rules.infopro import weights
 from tests import toy
 
@@ -25,9 +25,9 @@ def test_the_losses_are_weighted():
 
 def test_classifiers_halve_the_resolution_while_a_later_stage_does():
     units = models.resnet(8)
-    network, local_rule = rules.infopro()(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rules.infopro()(Network(units, cut_everywhere(units)), Task(10))
     state = toy.digits()
-    x, widths = state.image, []
+    x, widths = state.input, []
     for i, block in enumerate(make_blocks(network, local_rule)[:-1]):
         x, _ = block.units[0].init_with_output(jax.random.key(i), x, train=False)
         head = block.objective.init(jax.random.key(i), x, state)["params"]["label"]["conv"]["kernel"]

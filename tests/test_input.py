@@ -58,7 +58,7 @@ def which(batch: data.Decoded) -> np.ndarray:
 
 def test_a_step_takes_its_examples(directory):
     dataset = streamed(directory)
-    assert (dataset.num_train, dataset.num_test, dataset.num_classes) == (TRAIN, VALIDATION, pictures.CLASSES)
+    assert (dataset.num_train, dataset.num_test, dataset.task.num_classes) == (TRAIN, VALIDATION, pictures.CLASSES)
     epoch = steps(dataset, 0, 5)
     seen = np.concatenate([which(batch) for batch in epoch])
     assert sorted(seen) == list(range(TRAIN))

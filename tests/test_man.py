@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlocal import Network, block, cut_everywhere, fused, make_blocks, models, rules
+from jaxlocal import Network, Task, block, cut_everywhere, fused, make_blocks, models, rules
 from jaxlocal.executors.fused import train_step
 from jaxlocal.rules.man import EMA, MomentumAuxiliary
 from jaxlocal.variables import size
@@ -57,7 +57,7 @@ def test_the_average_takes_no_gradient_but_lets_it_through():
     t = toy.make(rules.man(rules.greedy(), bias=False))
     state = t.state.blocks[0]
     gradient, _, _ = block.gradients(
-        t.blocks[0], state.variables, t.batch.image, t.batch, jax.random.key(0), dtype=jnp.float32
+        t.blocks[0], state.variables, t.batch.input, t.batch, jax.random.key(0), dtype=jnp.float32
     )
     assert gradient.keys() == {"unit_0", "head"}
     assert gradient["head"].keys() == {"inner"}  # nothing of the adapter trains
@@ -77,7 +77,7 @@ def test_one_of_the_two_terms_alone(option):
 def test_the_feature_is_the_weighted_sum_of_bias_and_average(scale):
     unit = models.ConvUnit(3)
     adapter = MomentumAuxiliary(unit, scale=scale is not None)
-    x = toy.digits().image
+    x = toy.digits().input
     variables = adapter.init(jax.random.key(0), x, train=False)
     average = {"params": variables[EMA]["average"], "batch_stats": variables["batch_stats"]["average"]}
     bias = {c: variables[c]["unit"] for c in ("params", "batch_stats")}
@@ -109,7 +109,7 @@ def test_the_gradient_of_the_scale_is_summed_in_float32():
 
 def test_heads_read_the_next_units_width():
     units = models.convnet((4, 6, 10), (1, 2, 1))
-    network, local_rule = rules.man(rules.greedy())(Network(units, cut_everywhere(units)), 7)
+    network, local_rule = rules.man(rules.greedy())(Network(units, cut_everywhere(units)), Task(7))
     assert network.cuts == (1, 2)
     blocks = make_blocks(network, local_rule)
     x = jnp.ones((2, 8, 8, 4))
@@ -120,7 +120,7 @@ def test_heads_read_the_next_units_width():
 def test_auglocal_selects_from_the_next_unit():
     """Under MAN a head of AugLocal copies the units behind the one that LB and EMA copy."""
     units = models.convnet((4, 5, 6, 7, 8), (1, 1, 1, 1, 1))
-    network, local_rule = rules.man(rules.auglocal(depth=2))(Network(units, (1, 2, 3, 4)), 3)
+    network, local_rule = rules.man(rules.auglocal(depth=2))(Network(units, (1, 2, 3, 4)), Task(3))
     assert network.cuts == (1, 2)
     variables = local_rule.objectives[0].init(jax.random.key(0), jnp.ones((2, 4, 4, 4)), toy.digits())
     inner = variables["params"]["inner"]
@@ -130,7 +130,7 @@ def test_auglocal_selects_from_the_next_unit():
 
 def test_it_goes_around_dense_layers_without_running_statistics():
     units = models.mlp((8, 6, 4))
-    network, local_rule = rules.man(rules.greedy(), 0.5)(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rules.man(rules.greedy(), 0.5)(Network(units, cut_everywhere(units)), Task(10))
     blocks = make_blocks(network, local_rule)
     batch = toy.digits()
     before = fused(blocks, local_rule.feed, toy.OPTIMIZER).init(jax.random.key(0), batch)

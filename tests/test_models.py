@@ -11,6 +11,7 @@ from jaxlocal import Batch, Network, cut_evenly, fused, make_blocks, models
 from jaxlocal.heads import Classifier
 from jaxlocal.layers import conv
 from jaxlocal.network import strides_of, with_strides, with_width
+from jaxlocal.task import Task
 from jaxlocal.variables import init_module, size
 from tests.test_contract import ROWS
 
@@ -157,7 +158,7 @@ def test_initialisation_of_a_grouped_convolution():
 )
 def test_every_rule_trains_every_network(name, rule, side):
     units = tuple(dict.fromkeys(NARROW[name]))  # one unit of each kind
-    network, local_rule = ROWS[rule][0](Network(units, cut_evenly(units, 4)), 7)
+    network, local_rule = ROWS[rule][0](Network(units, cut_evenly(units, 4)), Task(7))
     executor = fused(make_blocks(network, local_rule), local_rule.feed, optax.sgd(0.1))
     image = jnp.zeros((4, side, side, 3))
     batch = Batch(image, jnp.zeros(4, jnp.int32), image)

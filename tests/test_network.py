@@ -1,5 +1,7 @@
 from itertools import combinations, pairwise
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ def test_with_strides():
 
 def test_balanced_cuts_of_resnet110_are_near_infopros():
     """The authors' tables have (16), (11, 22) and (8, 16, 28)."""
-    costs = activations(models.resnet(110), (32, 32, 3))
+    costs = activations(models.resnet(110), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     assert [cut_balanced(costs, k) for k in (1, 2, 3, 4)] == [(), (17,), (11, 24), (8, 16, 29)]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlocal import Batch, Network, make_blocks, models, rules
+from jaxlocal import Batch, Network, Task, make_blocks, models, rules
 from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal
 from jaxlocal.executors import fused
 from jaxlocal.models.noprop import Diffusion
@@ -55,7 +55,7 @@ def test_the_cosine_schedule_goes_from_noise_to_label():
 
 def rule_and_blocks(eta=0.1, steps=STEPS, stochastic=False, **options):
     units = models.noprop(steps, width=0.1, **options)
-    network, local = rules.noprop_dt(eta, stochastic=stochastic)(Network(units, ()), 10)
+    network, local = rules.noprop_dt(eta, stochastic=stochastic)(Network(units, ()), Task(10))
     return local, make_blocks(network, local)
 
 
@@ -70,7 +70,7 @@ def test_weights_telescope():
     local, blocks = rule_and_blocks(eta=0.3)
     batch = toy.digits()
     schedule = cosine_schedule(STEPS)
-    carry = diffusion(batch.image)
+    carry = diffusion(batch.input)
     total = 0.0
     for t, objective in enumerate(local.objectives[1:], 1):
         fed = local.feed(t, carry, batch, jax.random.key(1), train=True)
@@ -157,7 +157,7 @@ def init_table(block):
 )
 def test_other_networks_are_refused(network, message):
     with pytest.raises(ValueError, match=message):
-        rules.noprop_dt()(network, 10)
+        rules.noprop_dt()(network, Task(10))
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_a_step_is_learned_from_noised_labels_and_the_chain_then_predicts():
 def test_in_the_baseline_no_classes_share_an_embedding(embedding):
     """The output head says whose each embedding is, before it has learned anything."""
     units = models.noprop(2, width=0.1, embedding=embedding)
-    network, local = rules.backprop()(Network(units, ()), 10)
+    network, local = rules.backprop()(Network(units, ()), Task(10))
     state = fused(make_blocks(network, local), local.feed, toy.OPTIMIZER).init(jax.random.key(0), toy.digits(1))
     params = state.blocks[0].variables["params"]
     table = params["unit_0"]["table"] if embedding == "learned" else jnp.eye(10)

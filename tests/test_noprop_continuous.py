@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlocal import Network, diagnostics, fused, make_blocks, models, rules
+from jaxlocal import Network, Task, diagnostics, fused, make_blocks, models, rules
 from tests import toy
 
 
@@ -13,7 +13,7 @@ from tests import toy
 @pytest.mark.parametrize("solver", ["euler", pytest.param("heun", marks=pytest.mark.slow)])
 def test_a_thousand_steps_lead_as_far_in_bfloat16(rule, solver):
     """The network always answers class 3: so has z to, at the end of the way."""
-    network, local = rule(steps=1000, solver=solver)(Network(models.noprop(2, width=0.1), ()), 10)
+    network, local = rule(steps=1000, solver=solver)(Network(models.noprop(2, width=0.1), ()), Task(10))
     blocks, feed = make_blocks(network, local), local.feed
     batch = toy.digits(8)
     state = fused(blocks, feed, toy.OPTIMIZER).init(jax.random.key(0), toy.digits(1))

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import build, predict
 from experiments.trained import Trained
-from jaxlocal import Batch, DataParallel, Network, diagnostics, fused, make_blocks, models, rules, streamed
+from jaxlocal import Batch, DataParallel, Network, Task, diagnostics, fused, make_blocks, models, rules, streamed
 from jaxlocal.data.augment import RECIPES, STREAMED, normalise
 from jaxlocal.diffusion import normal_of
 from jaxlocal.executors import ONE_DEVICE
@@ -26,7 +26,7 @@ RULES = {
 
 
 def blocks_of(rule):
-    network, local = rule(Network(models.noprop(3, width=0.1), ()), 10)
+    network, local = rule(Network(models.noprop(3, width=0.1), ()), Task(10))
     return make_blocks(network, local), local.feed
 
 
@@ -35,7 +35,7 @@ def chosen(batch: Batch, rows) -> Batch:
 
 
 def test_noise_follows_from_the_image_alone():
-    image, like = toy.digits(6).image, jnp.zeros((6, 10))
+    image, like = toy.digits(6).input, jnp.zeros((6, 10))
     noise = normal_of(image, 0, like)
     order = np.array([3, 0, 5])
     np.testing.assert_allclose(normal_of(image[order], 0, like[:3]), noise[order], rtol=1e-6)
@@ -113,6 +113,6 @@ def test_no_batch_size_changes_an_evaluation_or_a_prediction():
     config.eval_batch_size = 7
     chex.assert_trees_all_close(build.evaluate(experiment, state, config), whole, rtol=1e-4)
     trained = Trained(config, experiment, 0, state)
-    images = np.random.default_rng(0).integers(0, 256, (5, *experiment.dataset.image_shape), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, *experiment.dataset.example(1).input.shape[1:]), np.uint8)
     together = predict.predict(trained, images)
     np.testing.assert_allclose(predict.predict(trained, images[3:4]), together[:, 3:4], rtol=1e-4)

@@ -11,6 +11,7 @@ from experiments.cost import MIB
 from experiments.planning import Cutter, DoesNotFitError, Measured, measure, search, settled, unit_costs
 from experiments.registry import parse_calls
 from jaxlocal import data
+from jaxlocal.task import Task
 from tests.programs import assert_one_line_error, program
 
 DATASET = data.InMemory(data.load("random_8_10_1024"))
@@ -93,7 +94,7 @@ def test_a_streamed_plan_is_the_step_that_training_compiles():
 )
 def test_the_rule_is_given_the_cuts_that_it_drops(rule, fewest, given, kept):
     config = config_of(rule)
-    cutter = Cutter(config, 10)
+    cutter = Cutter(config, Task(10))
     assert cutter.fewest == fewest
     assert cutter.cut([1.0] * 8, 2) == given
     config.cuts = ",".join(map(str, given))
@@ -101,13 +102,13 @@ def test_the_rule_is_given_the_cuts_that_it_drops(rule, fewest, given, kept):
 
 
 def test_a_rule_of_one_block_is_given_all_cuts():
-    assert Cutter(config_of("deep_supervision(greedy)"), 10).most == 1
-    assert Cutter(config_of("deep_supervision(greedy)"), 10).cut([1.0] * 8, 1) == (1, 2, 3, 4, 5, 6, 7)
+    assert Cutter(config_of("deep_supervision(greedy)"), Task(10)).most == 1
+    assert Cutter(config_of("deep_supervision(greedy)"), Task(10)).cut([1.0] * 8, 1) == (1, 2, 3, 4, 5, 6, 7)
 
 
 def test_blocks_are_balanced_by_what_was_measured():
     """Until something is known, units add up; then only a share of those beside the dearest does."""
-    cutter = Cutter(config_of("greedy"), 10)
+    cutter = Cutter(config_of("greedy"), Task(10))
     costs = [3.0, *[2.0] * 7]
     assert cutter.cut(costs, 2) == (4,)  # 9 and 8
     cutter.correct((4,), 4.5)  # a quarter of what units beside the dearest take alone

@@ -260,20 +260,15 @@ def test_rules_are_written_as_calls():
 
 
 def test_a_rule_of_ones_own_may_lack_annotations_but_not_what_programs_need(monkeypatch):
-    def mine(weight=1.0, *, loss):
-        return lambda network, num_classes: rules.greedy(loss=loss)(network, num_classes)
+    def mine(weight=1.0):
+        return lambda network, task: rules.greedy()(network, task)
 
-    def without_loss(weight=1.0):
-        return rules.greedy()
+    def without_network():
+        return lambda network, task: rules.greedy()(network, task)[1]
 
-    def without_network(*, loss):
-        return lambda network, num_classes: rules.greedy(loss=loss)(network, num_classes)[1]
-
-    for rule in (mine, without_loss, without_network):
+    for rule in (mine, without_network):
         monkeypatch.setitem(registry.RULES, rule.__name__, rule)
     build(digits(rule={"name": "mine", "weight": 2}))
-    with pytest.raises(UserError, match=r"rule without_loss has to take the keyword 'loss'"):
-        build(digits(rule={"name": "without_loss"}))
     with pytest.raises(UserError, match=r"without_network has to return \(network, LocalRule\)"):
         build(digits(rule={"name": "without_network"}))
 

@@ -10,6 +10,7 @@ from jaxlocal import (
     Batch,
     LocalRule,
     Network,
+    Task,
     chain,
     cut_everywhere,
     fused,
@@ -29,7 +30,7 @@ from tests import toy
 def test_resnet110_in_55_blocks_is_a_handful_of_programs():
     """Stem, and in each of three stages the first unit and the others; the last block has no cut."""
     units = models.resnet(110, width=4)
-    network, local_rule = rules.dgl()(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rules.dgl()(Network(units, cut_everywhere(units)), Task(10))
     executor = streamed(make_blocks(network, local_rule), local_rule.feed, toy.OPTIMIZER)
     batch = Batch(jnp.zeros((2, 32, 32, 3)), jnp.zeros(2, jnp.int32))
     state = jax.eval_shape(executor.init, jax.random.key(0), batch)
@@ -44,7 +45,7 @@ def test_resnet110_in_55_blocks_is_a_handful_of_programs():
 def small(rule, make, feed=None, **options):
     """An executor of four dense blocks on digits, and an example for its initialisation."""
     units = models.mlp((32, 32, 32, 32))
-    network, local_rule = rule(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rule(Network(units, cut_everywhere(units)), Task(10))
     executor = make(make_blocks(network, local_rule), feed or local_rule.feed, toy.OPTIMIZER, **options)
     return executor, jax.tree.map(lambda x: x[:1], toy.digits())
 
@@ -97,7 +98,7 @@ def test_the_host_does_not_run_ahead(train):
         return chain()(index, previous, batch, key, train=train)
 
     units = models.mlp((1024,) * 8)
-    network, local_rule = rules.greedy()(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rules.greedy()(Network(units, cut_everywhere(units)), Task(10))
     executor = streamed(make_blocks(network, local_rule), watching, toy.OPTIMIZER, offload=True)
     batch = Batch(jnp.ones((1024, 1024)), jnp.zeros(1024, jnp.int32))
     state = executor.init(jax.random.key(0), jax.tree.map(lambda x: x[:1], batch))
@@ -136,7 +137,7 @@ def test_a_feed_that_computes():
     """Its shapes are found without running it."""
 
     def noisy(index, previous, batch, key, *, train):
-        x = batch.image if index == 0 else previous
+        x = batch.input if index == 0 else previous
         return x + 0.1 * jax.random.normal(key, x.shape)
 
     results = []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlocal import Batch, Network, losses, make_blocks, models, rules
+from jaxlocal import Batch, Network, Task, losses, make_blocks, models, rules
 from jaxlocal.block import gradients, init
 from jaxlocal.models import DenseUnit, RecurrentUnit
 from jaxlocal.network import cut_everywhere
@@ -23,9 +23,9 @@ def batch_of(shape, b=8):
     return Batch(image, jax.random.randint(jax.random.key(2), (b,), 0, CLASSES))
 
 
-def block_gradients(units, rule, batch, cuts=None):
+def block_gradients(units, rule, batch, cuts=None, loss=losses.cross_entropy):
     """The gradient of each block, its variables and its input."""
-    network, local = rule(Network(tuple(units), cut_everywhere(units) if cuts is None else cuts), CLASSES)
+    network, local = rule(Network(tuple(units), cut_everywhere(units) if cuts is None else cuts), Task(CLASSES, loss))
     carry = local.feed(0, None, batch, jax.random.key(0), train=True)
     found = []
     for i, block in enumerate(make_blocks(network, local)):
@@ -47,9 +47,9 @@ def projections(variables, name=()):
 
 def output_gradient(rule, units, batch):
     """The gradient of the first block's loss with respect to its output, for each example."""
-    network, local = rule(Network(tuple(units), cut_everywhere(units)), CLASSES)
+    network, local = rule(Network(tuple(units), cut_everywhere(units)), Task(CLASSES))
     block = make_blocks(network, local)[0]
-    state, output = init(block, jax.random.key(0), batch.image, batch, toy.OPTIMIZER)
+    state, output = init(block, jax.random.key(0), batch.input, batch, toy.OPTIMIZER)
     variables = {c: tree["head"] for c, tree in state.variables.items() if "head" in tree}
 
     def loss(h):
@@ -104,7 +104,7 @@ def test_the_update_of_a_recurrent_layer(last):
     units = (RecurrentUnit(6, last=last), DenseUnit(4))
     gradient, variables, *_ = block_gradients(units, rules.tpsgd(), batch)[0]
     cell = jax.tree.map(np.asarray, variables["params"]["unit_0"]["cell"])
-    x, states = np.asarray(batch.image)[..., 0], [np.zeros((4, 6))]
+    x, states = np.asarray(batch.input)[..., 0], [np.zeros((4, 6))]
     for t in range(5):
         states.append(np.tanh(x[:, t] @ cell["i"]["kernel"] + cell["i"]["bias"] + states[-1] @ cell["h"]["kernel"]))
     back = states[-1] - np.asarray(projections(variables))[np.asarray(batch.label)]
@@ -141,7 +141,7 @@ def test_the_output_loss_does_not_reach_the_last_layer():
     """Its classifier learns by the loss; the layer learns by its target alone."""
     batch = batch_of((4, 4, 1))
     one, other = (
-        block_gradients(models.mlp((6, 5)), rules.tpsgd(loss=loss), batch)[-1][0]
+        block_gradients(models.mlp((6, 5)), rules.tpsgd(), batch, loss=loss)[-1][0]
         for loss in (losses.cross_entropy, functools.partial(losses.cross_entropy, label_smoothing=0.5))
     )
     np.testing.assert_array_equal(one["unit_0"]["dense"]["kernel"], other["unit_0"]["dense"]["kernel"])
@@ -152,7 +152,7 @@ def test_a_layer_predicts_the_class_of_the_nearest_target():
     batch = batch_of((4, 4, 1))
     *_, output, out = block_gradients(models.mlp((16, 5)), rules.tpsgd(), batch)[0]
     assert out.logits.shape == (8, CLASSES)
-    _, local = rules.tpsgd()(Network(models.mlp((16, 5)), (1,)), CLASSES)
+    _, local = rules.tpsgd()(Network(models.mlp((16, 5)), (1,)), Task(CLASSES))
     objective = local.objectives[0]
     variables = objective.init(jax.random.key(0), output, batch)
     exactly = variables["fixed"]["projection"][batch.label]
@@ -174,7 +174,7 @@ def test_dfa_projects_the_error_to_every_unit(sign):
     np.testing.assert_allclose(
         gradient["head"]["output"]["dense"]["kernel"], np.asarray(outputs[-1]).T @ error / 4, rtol=1e-4, atol=1e-6
     )
-    below = (np.asarray(batch.image).reshape(4, -1), np.asarray(outputs[0]))
+    below = (np.asarray(batch.input).reshape(4, -1), np.asarray(outputs[0]))
     for i, (x, y) in enumerate(zip(below, map(np.asarray, outputs), strict=True)):
         matrix = np.asarray(variables["fixed"]["head"]["feedback"][str(i)])
         delta = ((np.sign(error) if sign else error) @ matrix) * (1 - y**2)

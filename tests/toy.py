@@ -14,6 +14,7 @@ from jaxlocal import (
     Executor,
     LocalRule,
     Network,
+    Task,
     TrainState,
     cut_everywhere,
     data,
@@ -58,12 +59,12 @@ class Dropout(nn.Module):
 def composite() -> Rule:
     """A rule out of every combinator: dropout in front of one head, another head frozen."""
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
         objective = weighted_sum(
-            dropped=(0.7, through(Dropout(), readout(Classifier(num_classes)))),
-            frozen=(0.3, freeze(readout(ConvMlp(num_classes)))),
+            dropped=(0.7, through(Dropout(), readout(Classifier(task.num_classes)))),
+            frozen=(0.3, freeze(readout(ConvMlp(task.num_classes)))),
         )
-        last = readout(Classifier(num_classes))
+        last = readout(Classifier(task.num_classes))
         return network, LocalRule((objective,) * len(network.cuts) + (last,))
 
     return rule
@@ -71,13 +72,13 @@ def composite() -> Rule:
 
 def on(units: tuple[nn.Module, ...], rule: Rule) -> Rule:
     """A rule for units of its own, whatever network it is given."""
-    return lambda network, num_classes: rule(Network(units, cut_everywhere(units)), num_classes)
+    return lambda network, task: rule(Network(units, cut_everywhere(units)), task)
 
 
 @cache
 def _build(rule: Rule, seed: int, dtype) -> Toy:
     units = convnet((8, 8, 12, 12, 16), (1, 1, 2, 1, 2))
-    network, local_rule = rule(Network(units, cut_everywhere(units)), 10)
+    network, local_rule = rule(Network(units, cut_everywhere(units)), Task(10))
     blocks = make_blocks(network, local_rule)
     batch = digits()
     executor = fused(blocks, local_rule.feed, OPTIMIZER, dtype=dtype)

@@ -106,6 +106,12 @@ def decoded(data: Examples | Decoded) -> Decoded:
     return Decoded(data.image[data.chosen], data.label[data.chosen]) if isinstance(data, Examples) else data
 
 
+def example_images(n: int, shape: tuple[int, ...]) -> Batch:
+    """What ``n`` images of a shape ``(h, w, c)`` look like to a network: shapes and dtypes, no values."""
+    image = jax.ShapeDtypeStruct((n, *shape), jnp.float32)
+    return Batch(image, jax.ShapeDtypeStruct((n,), jnp.int32), image)  # type: ignore[arg-type]
+
+
 def prepare_with(recipe: Recipe) -> Prepare:
     """Augments a batch when training, and normalises it; one of :class:`Examples` is gathered first."""
 

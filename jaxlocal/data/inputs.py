@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlocal.data.augment import Examples, prepare_with, recipe
+from jaxlocal.data.augment import Examples, example_images, prepare_with, recipe
 from jaxlocal.data.order import Order
 from jaxlocal.data.prototypes import prototypes
 from jaxlocal.data.sources import Dataset
 from jaxlocal.feed import Prepare
+from jaxlocal.objective import Batch
+from jaxlocal.task import Task
 from jaxlocal.variables import abstract
 
 Box = tuple[int | float, int | float, int | float, int | float]  # left, upper, right, lower
@@ -38,8 +40,7 @@ class Input(Protocol):
     What a step takes follows from the seed and the step's number alone.
 
     Attributes:
-      num_classes: of the labels.
-      image_shape: ``(h, w, c)`` of what a network sees.
+      task: what it asks of a network.
       num_train: training examples.
       num_test: examples to evaluate.
       prepare: makes a batch of a step's data, inside the step.
@@ -47,13 +48,16 @@ class Input(Protocol):
       ahead: steps whose data may be on the devices before they begin.
     """
 
-    num_classes: int
-    image_shape: tuple[int, ...]
+    task: Task
     num_train: int
     num_test: int
     prepare: Prepare
     batch_axes: Any
     ahead: int
+
+    def example(self, n: int) -> Batch:
+        """What ``n`` examples look like to a network: shapes and dtypes, no values."""
+        ...
 
     def box(self, width: int, height: int) -> Box:
         """The part of an image file of that size that is scaled to the shape of the images, to evaluate it."""
@@ -123,16 +127,19 @@ class InMemory:
 
     def __init__(self, dataset: Dataset, *, augment: bool = True) -> None:
         _check(dataset)
-        self.num_classes = dataset.num_classes
-        self.image_shape: tuple[int, ...] = dataset.train.image.shape[1:]
+        self.task = Task(dataset.num_classes)
         self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)
         treatment = recipe(dataset.name)
         self.prepare = prepare_with(treatment if augment else treatment._replace(pad=0, flip=False))
         self._dataset, self._train, self._test = dataset, dataset.train, dataset.test
 
+    def example(self, n: int) -> Batch:
+        """As large as those of the training split."""
+        return example_images(n, self._train.image.shape[1:])
+
     def box(self, width: int, height: int) -> Box:
         """The middle, as large as it can be."""
-        h, w, _ = self.image_shape
+        h, w, _ = self._train.image.shape[1:]
         scale = min(width / w, height / h)
         left, upper = (width - scale * w) / 2, (height - scale * h) / 2
         return left, upper, left + scale * w, upper + scale * h

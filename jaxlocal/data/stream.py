@@ -22,10 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlocal.data.augment import STREAMED, Decoded, prepare_with
+from jaxlocal.data.augment import STREAMED, Decoded, example_images, prepare_with
 from jaxlocal.data.inputs import Box, Devices
 from jaxlocal.data.order import Order
 from jaxlocal.data.sources import tfds_builder, tfds_records
+from jaxlocal.objective import Batch
+from jaxlocal.task import Task
 
 
 class UnreadableError(ValueError):
@@ -197,11 +199,15 @@ class Streamed:
             if not len(split.source):
                 raise ValueError(f"{split.name} is empty")
         self._workers = workers
-        self.num_classes: int = builder.info.features["label"].num_classes
-        self.image_shape: tuple[int, ...] = (image_size, image_size, 3)
+        self.task = Task(builder.info.features["label"].num_classes)
+        self._shape = (image_size, image_size, 3)
         self.num_train = len(self._train.source)
         self.num_test = min(len(self._test.source), test_examples or len(self._test.source))
         self.prepare = prepare_with(STREAMED)
+
+    def example(self, n: int) -> Batch:
+        """Of the side that was asked for."""
+        return example_images(n, self._shape)
 
     def box(self, width: int, height: int) -> Box:
         """As :func:`centre_box`."""
@@ -221,7 +227,7 @@ class Streamed:
 
     def abstract(self, shape: tuple[int, ...]) -> Any:
         """Images and labels."""
-        image = jax.ShapeDtypeStruct((*shape, *self.image_shape), jnp.uint8)
+        image = jax.ShapeDtypeStruct((*shape, *self._shape), jnp.uint8)
         return Decoded(image, jax.ShapeDtypeStruct(shape, jnp.int32))  # type: ignore[arg-type]
 
     def train(
@@ -237,7 +243,7 @@ class Streamed:
         (seed,) = seeds
         positions, here = devices.positions(batch_size), _is_here(devices)
         order = Order(seed, self.num_train, batch_size)
-        load = _Training(self._train, self.image_shape[0], here, seed, order, positions)
+        load = _Training(self._train, self._shape[0], here, seed, order, positions)
         yield from _loaded(load, steps, self._workers, devices)
 
     def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:
@@ -249,7 +255,7 @@ class Streamed:
         starts = range(0, self.num_test, batch_size)
         counts = [min(batch_size, self.num_test - start) for start in starts]
         chosen = [start + devices.positions(count) for start, count in zip(starts, counts, strict=True)]
-        load = _Testing(self._test, self.image_shape[0], _is_here(devices), chosen)
+        load = _Testing(self._test, self._shape[0], _is_here(devices), chosen)
         with contextlib.closing(_loaded(load, range(len(counts)), self._workers, devices)) as batches:
             yield from zip(counts, batches, strict=True)
 

@@ -23,6 +23,7 @@ from jaxlocal.layers import Biased
 from jaxlocal.network import Network
 from jaxlocal.objective import no_sync
 from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.task import Task
 from jaxlocal.variables import Variables, alike
 
 FIXED, TRAINED = "fixed", "trained"
@@ -82,8 +83,8 @@ def adapt(rule: Rule, adaptors: bool = True) -> Rule:
       ValueError: if the rule follows other blocks.
     """
 
-    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        cut, local = rule(network, num_classes)
+    def wrapped(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        cut, local = rule(network, task)
         if any(objective.sync is not no_sync for objective in local.objectives):
             raise ValueError(
                 "adapt freezes the units: it cannot go around a rule that follows other blocks, as man does"

@@ -21,10 +21,10 @@ References:
 import math
 
 from jaxlocal.heads import Units
-from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network, strides_of, with_strides, with_width
 from jaxlocal.objective import LocalObjective, readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
+from jaxlocal.task import Task
 
 
 def select_units(last: int, num_units: int, depth: int) -> tuple[int, ...]:
@@ -65,14 +65,13 @@ def auxiliary_head(network: Network, last: int, depth: int, num_classes: int, wi
     return Units(tuple(copies), num_classes, norm=depth <= 1)
 
 
-def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0, *, loss: Loss = cross_entropy) -> Rule:
+def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0) -> Rule:
     r"""AugLocal on any network of units.
 
     Args:
       depth: :math:`d`, units in the first block's head; the paper's ResNet-32 uses 2 to 9.
       tau: :math:`\tau` in [0, 1], how much shallower the last head is; 0 keeps all at ``depth``.
       width: of the heads, relative to the units they copy.
-      loss: of every readout.
 
     Raises:
       ValueError: if depth or tau are out of range, or (when the rule meets a network)
@@ -81,7 +80,8 @@ def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0, *, loss: Loss
     if depth < 1 or not 0 <= tau <= 1:
         raise ValueError(f"auglocal: depth {depth} and tau {tau} given; depth is 1 or more, tau between 0 and 1")
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        num_classes = task.once("auglocal")
         num_blocks = len(network.cuts) + 1 - depth
         if num_blocks < 2:
             raise ValueError(
@@ -92,8 +92,8 @@ def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0, *, loss: Loss
         depths = depth_schedule(depth, num_blocks, tau)
 
         def objective(i: int) -> LocalObjective:
-            return readout(auxiliary_head(network, kept.cuts[i] - 1, depths[i], num_classes, width), loss)
+            return readout(auxiliary_head(network, kept.cuts[i] - 1, depths[i], num_classes, width), task.loss)
 
-        return kept, at_each_cut(kept, num_classes, objective, loss)
+        return kept, at_each_cut(kept, task, objective)
 
     return rule

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from jaxlocal.network import Network
 from jaxlocal.objective import no_sync, through, weighted_sum
 from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.task import Task
 
 
 class Exits(NamedTuple):
@@ -70,8 +71,8 @@ def deep_supervision(rule: Rule, weight: float = 1.0) -> Rule:
     if weight < 0:
         raise ValueError(f"deep_supervision: weight {weight} given; choose 0 or more")
 
-    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        cut, local = rule(network, num_classes)
+    def wrapped(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        cut, local = rule(network, task)
         *hidden, output = local.objectives
         if any(objective.sync is not no_sync for objective in hidden):
             raise ValueError("deep_supervision is one block: it cannot go around a rule that follows other blocks")

@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxlocal.heads import Classifier
-from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network
 from jaxlocal.objective import (
     Batch,
@@ -26,9 +24,9 @@ from jaxlocal.objective import (
     isolated,
     no_sync,
     random_projection,
-    readout,
 )
-from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.rule import LocalRule, Rule, output
+from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables, nest, pick
 
 
@@ -48,28 +46,27 @@ class Isolated(nn.Module):
         return (*outputs, self.unit(isolated(x), train=train))
 
 
-def _feedback(num_classes: int, loss: Loss, sign: bool) -> LocalObjective:
-    """Trains the classifier by the loss, and every output before it by the projected error."""
-    inner = detached(readout(Classifier(num_classes), loss))
+def _feedback(inner: LocalObjective, task: Task, sign: bool) -> LocalObjective:
+    """Trains the network's output alone by the inner objective, and everything before it by the projected error."""
 
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         head_key, *keys = jax.random.split(key, 1 + len(carry))
         matrices = {
-            str(i): random_projection(key, num_classes, output.shape[1:])
-            for i, (key, output) in enumerate(zip(keys, carry, strict=True))
+            str(i): random_projection(key, task.once("dfa"), x.shape[1:])
+            for i, (key, x) in enumerate(zip(keys, carry, strict=True))
         }
         return nest(output=inner.init(head_key, carry[-1], batch), feedback={"fixed": matrices})
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         out = inner.apply(pick(variables, "output"), carry[-1], batch, key, train=train)
         assert out.logits is not None
-        error = jax.grad(lambda logits: jnp.sum(loss(logits, batch.label)))(jax.lax.stop_gradient(out.logits))
+        error = jax.grad(lambda logits: jnp.sum(task.loss(logits, batch.label)))(jax.lax.stop_gradient(out.logits))
         error = jnp.sign(error) if sign else error
         signal = jnp.zeros((), out.loss.dtype)
-        for i, output in enumerate(carry):
+        for i, x in enumerate(carry):
             matrix = variables["fixed"]["feedback"][str(i)].astype(error.dtype)
-            delta = jnp.tensordot(error, matrix, 1).reshape(output.shape)
-            signal += jnp.sum(output.astype(error.dtype) * delta) / len(error)
+            delta = jnp.tensordot(error, matrix, 1).reshape(x.shape)
+            signal += jnp.sum(x.astype(error.dtype) * delta) / len(error)
         # The outputs' gradient is the signal's; the loss that is reported stays the network's own.
         total = out.loss + signal - jax.lax.stop_gradient(signal)
         return out._replace(loss=total, mutated=nest(output=out.mutated))
@@ -77,16 +74,15 @@ def _feedback(num_classes: int, loss: Loss, sign: bool) -> LocalObjective:
     return LocalObjective(init, apply, no_sync)
 
 
-def dfa(sign: bool = False, *, loss: Loss = cross_entropy) -> Rule:
+def dfa(sign: bool = False) -> Rule:
     """DFA on any network of units: every unit is isolated, whatever the cuts were.
 
     Args:
       sign: whether only the error's sign is projected (sDFA).
-      loss: of the network's output.
     """
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
         units = tuple(Isolated(unit) for unit in network.units)
-        return Network(units), LocalRule((_feedback(num_classes, loss, sign),))
+        return Network(units), LocalRule((_feedback(detached(output(network, task)), task, sign),))
 
     return rule

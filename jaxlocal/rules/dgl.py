@@ -6,22 +6,21 @@ References:
 """
 
 from jaxlocal.heads import ConvMlp
-from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network
 from jaxlocal.objective import readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
+from jaxlocal.task import Task
 
 
-def dgl(width: float = 1.0, *, loss: Loss = cross_entropy) -> Rule:
+def dgl(width: float = 1.0) -> Rule:
     """DGL, all blocks updated in every step (the paper's synchronous form).
 
     Args:
       width: of the heads' hidden layers, relative to the paper's.
-      loss: of every readout.
     """
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        head = ConvMlp(num_classes, width)
-        return network, at_each_cut(network, num_classes, lambda _: readout(head, loss), loss)
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        head = readout(ConvMlp(task.once("dgl"), width), task.loss)
+        return network, at_each_cut(network, task, lambda _: head)
 
     return rule

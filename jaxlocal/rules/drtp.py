@@ -11,15 +11,10 @@ References:
   Training of Deep Neural Networks. Frontiers in Neuroscience 2021. arXiv 1909.01311.
 """
 
-from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.rule import Rule
 from jaxlocal.rules.tpsgd import tpsgd
 
 
-def drtp(*, loss: Loss = cross_entropy) -> Rule:
-    """DRTP, its projections drawn as in the authors' code (Kaiming's uniform distribution).
-
-    Args:
-      loss: of the network's output.
-    """
-    return tpsgd("inner_product", bound=None, loss=loss)
+def drtp() -> Rule:
+    """DRTP, its projections drawn as in the authors' code (Kaiming's uniform distribution)."""
+    return tpsgd("inner_product", bound=None)

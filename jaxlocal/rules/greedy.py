@@ -6,21 +6,21 @@ References:
 """
 
 from jaxlocal.heads import Classifier
-from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network
 from jaxlocal.objective import readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
+from jaxlocal.task import Task
 
 
-def greedy(*, loss: Loss = cross_entropy) -> Rule:
+def greedy() -> Rule:
     """Global average pool and a dense layer at every cut.
 
     Args:
       loss: of every readout.
     """
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        head = Classifier(num_classes)
-        return network, at_each_cut(network, num_classes, lambda _: readout(head, loss), loss)
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        head = readout(Classifier(task.once("greedy")), task.loss)
+        return network, at_each_cut(network, task, lambda _: head)
 
     return rule

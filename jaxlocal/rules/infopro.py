@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from jaxlocal import losses
 from jaxlocal.heads import ConvDense, Decoder
-from jaxlocal.losses import Loss, cross_entropy
 from jaxlocal.network import Network, strides_of
 from jaxlocal.objective import Batch, LocalObjective, feature_objective, readout, weighted_sum
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
+from jaxlocal.task import Task
 
 
 def weights(given: Sequence[float], heads: int) -> tuple[float, ...]:
@@ -44,8 +44,6 @@ def infopro(
     contrast: bool = False,
     hidden: int = 128,
     width: float = 1.0,
-    *,
-    loss: Loss = cross_entropy,
 ) -> Rule:
     r"""InfoPro. Batches must hold ``pixels``, which the decoders reconstruct.
 
@@ -53,10 +51,9 @@ def infopro(
       reconstruction: :math:`\lambda` of the first and the last head, or of every head.
       label: :math:`\mu` of the first and the last head, or of every head.
       contrast: whether the label's loss is the supervised contrastive one (temperature
-        0.07, over ``hidden`` features), rather than ``loss``.
+        0.07, over ``hidden`` features), rather than the task's.
       hidden: features of the heads' dense layer.
       width: of the hidden layers of decoders and heads, relative to the paper's.
-      loss: of the class scores, at the heads and at the end.
 
     Raises:
       ValueError: if the weights are neither two nor one per head, or batches hold no pixels.
@@ -77,8 +74,8 @@ def infopro(
     def contrasted(features: Float[Array, "b d"], batch: Batch) -> Float[Array, "b"]:
         return losses.supervised_contrastive(features, batch.label)
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        heads = len(network.cuts)
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        num_classes, heads = task.once("infopro"), len(network.cuts)
         decoding, labelling = weights(reconstruction, heads), weights(label, heads)
 
         def objective(i: int) -> LocalObjective:
@@ -87,11 +84,11 @@ def infopro(
             if contrast:
                 labels = feature_objective(ConvDense(hidden, strides, hidden, width), contrasted)
             else:
-                labels = readout(ConvDense(num_classes, strides, hidden, width), loss)
+                labels = readout(ConvDense(num_classes, strides, hidden, width), task.loss)
             return weighted_sum(
                 reconstruction=(decoding[i], feature_objective(decoder, reconstructed)), label=(labelling[i], labels)
             )
 
-        return network, at_each_cut(network, num_classes, objective, loss)
+        return network, at_each_cut(network, task, objective)
 
     return rule

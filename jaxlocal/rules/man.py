@@ -25,6 +25,7 @@ from jaxlocal.layers import in_float32, spread
 from jaxlocal.network import Network
 from jaxlocal.objective import Sync, no_sync, same_for_equal_arguments, through
 from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.task import Task
 from jaxlocal.variables import RUNNING, Variables
 
 EMA = "ema"  # the collection of the averages: they change, but no gradient is taken for them
@@ -103,11 +104,10 @@ def man(
     if not (bias or ema) or (scale and not (bias and ema)):
         raise ValueError(f"man: bias={bias}, ema={ema}, scale={scale}: keep one of the first two, both under a scale")
 
-    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+    def wrapped(network: Network, task: Task) -> tuple[Network, LocalRule]:
         one_on = network._replace(cuts=tuple(cut + 1 for cut in network.cuts))
-        seen, local = rule(one_on, num_classes)
-        cuts = tuple(cut - 1 for cut in seen.cuts)
-        objectives = list(local.objectives)
+        seen, local = rule(one_on, task)
+        cuts, objectives = tuple(cut - 1 for cut in seen.cuts), list(local.objectives)
         nested = any(cut >= len(network.units) for cut in cuts) or any(o.sync is not no_sync for o in objectives)
         if nested or seen.units != network.units:
             raise ValueError("man goes around a rule that neither changes the units nor follows other blocks itself")

@@ -31,11 +31,12 @@ from jaxlocal import losses
 from jaxlocal.diffusion import Schedule, cosine_schedule, gaussian_kl, noised, normal, normal_of
 from jaxlocal.feed import Feed
 from jaxlocal.layers import in_float32
-from jaxlocal.losses import Loss, cross_entropy
+from jaxlocal.losses import Loss
 from jaxlocal.models.noprop import Diffusion, denoising_units
 from jaxlocal.network import Network, cut_everywhere
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless
 from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables
 
 
@@ -47,14 +48,14 @@ def _feed(schedule: Schedule, eta: float, stochastic: bool) -> Feed:
 
     def feed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         if index == 0:
-            return batch.image
+            return batch.input
         assert isinstance(previous, Diffusion)
         z = previous.z
         if train:
             z = noised(previous.embedding(batch.label), schedule.signal[index - 1], normal(key, z))
         elif index > 1:
             z = schedule.mean(index - 1, previous.guess(), z)
-            z += math.sqrt(schedule.posterior(index - 1)[2]) * normal_of(batch.image, index - 1, z) if stochastic else 0
+            z += math.sqrt(schedule.posterior(index - 1)[2]) * normal_of(batch.input, index - 1, z) if stochastic else 0
         weight = eta / 2 * (schedule.snr(index) - schedule.snr(index - 1))
         return previous._replace(z=z, weight=jnp.full_like(previous.weight, weight))
 
@@ -68,7 +69,7 @@ def _label_objective(schedule: Schedule, loss: Loss) -> LocalObjective:
         del variables
         assert isinstance(carry, Diffusion)
         u = carry.embedding(batch.label)
-        noise = normal(key, u) if train else normal_of(batch.image, len(schedule.signal), u)
+        noise = normal(key, u) if train else normal_of(batch.input, len(schedule.signal), u)
         logits = in_float32(carry.answer(noised(u, schedule.signal[-1], noise)))
         value = jnp.mean(loss(logits, batch.label) + gaussian_kl(in_float32(u), schedule.signal[0]))
         # What it is judged by is what it knows of the image: nothing yet.
@@ -94,14 +95,13 @@ def _denoising(schedule: Schedule | None) -> LocalObjective:
     return headless(apply)
 
 
-def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False, *, loss: Loss = cross_entropy) -> Rule:
+def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False) -> Rule:
     r"""NoProp in discrete time, on the network of :func:`jaxlocal.models.noprop`: every unit is a block.
 
     Args:
       eta: :math:`\eta`, the weight of the denoising.
       offset: of :func:`cosine_schedule`; the higher, the noisier the last step.
       stochastic: whether noise is added between the steps of a prediction; it follows from the image.
-      loss: of the output head.
 
     Raises:
       ValueError: if eta or the offset is not positive, or (when the rule meets a network) the network is another one.
@@ -109,12 +109,12 @@ def noprop_dt(eta: float = 0.1, offset: float = 0.008, stochastic: bool = False,
     if eta <= 0 or offset <= 0:
         raise ValueError(f"noprop_dt: eta {eta} and offset {offset} given; choose positive ones")
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        label, denoisers = denoising_units(network.units, num_classes)
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        label, denoisers = denoising_units(network.units, task.once("noprop_dt"))
         schedule = cosine_schedule(len(denoisers), offset)
         units: tuple[nn.Module, ...] = (label.clone(head=True), *(d.clone(moves=False) for d in denoisers))
         steps = (*((_denoising(None),) * (len(denoisers) - 1)), _denoising(schedule))
-        objectives = (_label_objective(schedule, loss), *steps)
+        objectives = (_label_objective(schedule, task.loss), *steps)
         return Network(units, cut_everywhere(units)), LocalRule(objectives, _feed(schedule, eta, stochastic))
 
     return rule

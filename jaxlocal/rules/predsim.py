@@ -14,20 +14,14 @@ References:
 from jaxtyping import Array, Float
 
 from jaxlocal.heads import ConvStd, PooledClassifier
-from jaxlocal.losses import Loss, cross_entropy, similarity_matching
+from jaxlocal.losses import similarity_matching
 from jaxlocal.network import Network
 from jaxlocal.objective import Batch, feature_objective, readout, weighted_sum
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
+from jaxlocal.task import Task
 
 
-def predsim(
-    similarity: float = 0.99,
-    prediction: float = 0.01,
-    features: int = 512,
-    width: float = 1.0,
-    *,
-    loss: Loss = cross_entropy,
-) -> Rule:
+def predsim(similarity: float = 0.99, prediction: float = 0.01, features: int = 512, width: float = 1.0) -> Rule:
     """PredSim, or one of its two losses alone where the other's weight is zero.
 
     Args:
@@ -35,7 +29,6 @@ def predsim(
       prediction: weight of the prediction loss; 0 leaves its head out ("sim").
       features: at most so many numbers reach the prediction head's dense layer.
       width: of the similarity head's convolution, relative to the block's output.
-      loss: of the predictions.
 
     Raises:
       ValueError: if both weights are zero, or one is negative.
@@ -43,15 +36,17 @@ def predsim(
     if min(similarity, prediction) < 0 or similarity + prediction == 0:
         raise ValueError(f"predsim: weights {similarity} and {prediction} given; give one of them above 0, none below")
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        num_classes = task.once("predsim")
+
         def matching(features: Float[Array, "b d"], batch: Batch) -> Float[Array, "b"]:
             return similarity_matching(features, batch.label, num_classes)
 
         terms = {
             "similarity": (similarity, feature_objective(ConvStd(width), matching)),
-            "prediction": (prediction, readout(PooledClassifier(num_classes, features), loss)),
+            "prediction": (prediction, readout(PooledClassifier(num_classes, features), task.loss)),
         }
         objective = weighted_sum(**{name: term for name, term in terms.items() if term[0] > 0})
-        return network, at_each_cut(network, num_classes, lambda _: objective, loss)
+        return network, at_each_cut(network, task, lambda _: objective)
 
     return rule

@@ -6,6 +6,7 @@ References:
 
 from jaxlocal.network import Network
 from jaxlocal.rule import LocalRule, Remat, Rule
+from jaxlocal.task import Task
 
 
 def remat(rule: Rule, every: int = 1, products: bool = False) -> Rule:
@@ -24,8 +25,8 @@ def remat(rule: Rule, every: int = 1, products: bool = False) -> Rule:
     if every < 1:
         raise ValueError(f"remat: every {every} units given; choose 1 or more")
 
-    def wrapped(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        cut, local = rule(network, num_classes)
+    def wrapped(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        cut, local = rule(network, task)
         return cut, local._replace(remat=Remat(every, products))
 
     return wrapped

@@ -14,11 +14,11 @@ References:
 """
 
 from jaxlocal import losses
-from jaxlocal.heads import Classifier
-from jaxlocal.losses import Loss, TargetLoss, cross_entropy
+from jaxlocal.losses import TargetLoss
 from jaxlocal.network import Network
-from jaxlocal.objective import detached, projected_label, readout, weighted_sum
-from jaxlocal.rule import LocalRule, Rule
+from jaxlocal.objective import detached, projected_label, weighted_sum
+from jaxlocal.rule import LocalRule, Rule, output
+from jaxlocal.task import Task
 
 DISTANCES: dict[str, TargetLoss] = {
     "squared": losses.squared_distance,
@@ -28,13 +28,12 @@ DISTANCES: dict[str, TargetLoss] = {
 }
 
 
-def tpsgd(distance: str = "squared", bound: float | None = 3.0, *, loss: Loss = cross_entropy) -> Rule:
+def tpsgd(distance: str = "squared", bound: float | None = 3.0) -> Rule:
     """Target projection on any network of units, each cut a layer with a target of its own.
 
     Args:
       distance: a key of :data:`DISTANCES`, the loss between a layer's output and its target.
       bound: of the projections' entries, which are uniform around zero; None for Kaiming's.
-      loss: of the network's output.
 
     Raises:
       ValueError: if the distance is not known, or the bound not positive.
@@ -44,10 +43,9 @@ def tpsgd(distance: str = "squared", bound: float | None = 3.0, *, loss: Loss = 
     if bound is not None and bound <= 0:
         raise ValueError(f"tpsgd: bound {bound} given; choose a positive one, or None")
 
-    def rule(network: Network, num_classes: int) -> tuple[Network, LocalRule]:
-        target = projected_label(num_classes, DISTANCES[distance], bound)
-        output = detached(readout(Classifier(num_classes), loss))
-        last = weighted_sum(output=(1.0, output), target=(1.0, target))
+    def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        target = projected_label(task.once("tpsgd"), DISTANCES[distance], bound)
+        last = weighted_sum(output=(1.0, detached(output(network, task))), target=(1.0, target))
         return network, LocalRule((target,) * len(network.cuts) + (last,))
 
     return rule
