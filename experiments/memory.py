@@ -22,22 +22,11 @@ import jax
 from absl import flags
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from experiments import cost
-from experiments.bench import (
-    MEMORY,
-    Case,
-    Column,
-    Log,
-    Numbers,
-    analyse,
-    attempt,
-    built,
-    define_flags,
-    parse_cases,
-    report,
-)
-from experiments.cli import run
-from experiments.cost import MIB
+from experiments.app.program import run
+from experiments.cost.timed import measure_alone
+from experiments.trials.cases import Case, built, define_flags, parse_cases
+from experiments.trials.frontier import MEMORY, Column, Log, Numbers, analyse, attempt, report
+from jaxlocal.executors import MIB
 
 define_flags(flags.FLAGS)
 
@@ -82,14 +71,14 @@ def _use_cache(options: dict[str, object]) -> None:
 
 def measure(case: Case) -> Numbers:
     """Memory, computation and compilation of a case, and what the flags ask for beside."""
-    experiment, config = built(case)
+    experiment = built(case)
     with empty_cache():
-        numbers = analyse(experiment, config)
+        numbers = analyse(experiment)
         if _CACHED.value:
             jax.clear_caches()
-            numbers["cached_seconds"] = analyse(experiment, config)["compile_seconds"]
+            numbers["cached_seconds"] = analyse(experiment)["compile_seconds"]
     if _MEASURE_PEAK.value:
-        numbers["peak"] = attempt(case, lambda _: {"peak": cost.measure_alone(config).peak}).get("peak")
+        numbers["peak"] = attempt(case, lambda _: {"peak": measure_alone(experiment).peak}).get("peak")
     return numbers
 
 

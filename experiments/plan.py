@@ -19,24 +19,29 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.build import DTYPES, EXECUTORS, build, parse_memory
-from experiments.cli import UserError, config_flag, one_of, run
+from experiments.app.calls import called, parse_calls
+from experiments.app.errors import UserError, one_of
+from experiments.app.program import config_flag, required, run
 from experiments.configs import common
-from experiments.cost import MIB
-from experiments.planning import (
-    DoesNotFitError,
-    Measured,
-    UnitCost,
-    called,
-    in_one_block,
-    measure,
-    search,
-    unit_costs,
-    with_remat,
-)
-from experiments.registry import parse_calls
-from experiments.summary import aligned
+from experiments.cost.compiled import Measured, UnitCost, measure, unit_costs
+from experiments.cost.search import DoesNotFitError, cutter_of, in_one_block, search, with_remat
+from experiments.drawing.tables import aligned
+from experiments.recipe.build import build, changed
+from experiments.recipe.fields import parse_memory
+from experiments.recipe.registry import DTYPES, EXECUTORS
 from jaxlocal.data import Dataset, InMemory, Input, Split
+from jaxlocal.executors import MIB
+
+_CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
+_MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
+_RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)
+_MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB.")
+_EXECUTORS = flags.DEFINE_list("executor", list(EXECUTORS), "Those that may be used, cheapest first.")
+_DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Of the computation.")
+_IMAGE = flags.DEFINE_integer("image", 32, "Without a config: side of the images.", lower_bound=1)
+_CLASSES = flags.DEFINE_integer("classes", 10, "Without a config: number of classes.", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("examples", 1024, "Without a config: training examples.", lower_bound=1)
 
 
 def config_and_data() -> tuple[ConfigDict, Input]:
@@ -71,12 +76,13 @@ def config_and_data() -> tuple[ConfigDict, Input]:
 
 def without_rule(config: ConfigDict, dataset: Input) -> dict[str, Measured]:
     """What takes the same batch without local learning; backprop last."""
-    return {rule: measure(in_one_block(config, rule), dataset) for rule in ("remat(backprop)", "backprop")}
+    return {rule: measure(build(in_one_block(config, rule), dataset)) for rule in ("remat(backprop)", "backprop")}
 
 
 def named(plan: Measured) -> str:
     """What a plan is: rule, number of blocks, executor."""
-    return f"{called(plan.config.rule)}, {plan.blocks}, {plan.config.executor}"
+    config = plan.experiment.config
+    return f"{called(config.rule)}, {plan.blocks}, {config.executor}"
 
 
 def table_of_units(units: Sequence[UnitCost]) -> str:
@@ -95,7 +101,7 @@ def table_of_steps(steps: dict[str, Measured]) -> str:
     ]
     *_, base = steps.values()
     for name, step in steps.items():
-        resident = step.largest.resident
+        resident = step.cost.resident
         parts = (step.cost.total, step.data, resident - step.data, step.cost.total - resident)
         flops = (f"{step.cost.flops / 1e6:,.1f}", f"{step.cost.flops / base.cost.flops:.2f}")
         rows.append((name, *(f"{part / MIB:,.1f}" for part in parts), *flops))
@@ -106,7 +112,7 @@ def verdict(step: Measured, others: dict[str, Measured], budget: int) -> str:
     """What fits without cuts, if anything does."""
     fitting = [name for name, other in others.items() if other.cost.total <= budget]
     cheaper = [name for name in fitting if others[name].cost.flops <= step.cost.flops]
-    batch = f"at batch size {step.config.batch_size}"
+    batch = f"at batch size {step.experiment.config.batch_size}"
     if cheaper:
         return f"nothing is gained by cuts {batch}: {' and '.join(cheaper)} already fits, without more computation"
     if fitting:
@@ -116,7 +122,7 @@ def verdict(step: Measured, others: dict[str, Measured], budget: int) -> str:
 
 def command(plan: Measured) -> str:
     """Trains with the plan; without a config, measures its memory and speed."""
-    config = plan.config
+    config = plan.experiment.config
     flag: Any = flags.FLAGS["config"]
     if flag.value is None:
         program = "speed"
@@ -140,9 +146,10 @@ def smaller_batch(config: ConfigDict, dataset: Input, budget: int, error: DoesNo
     """
     while True:
         least = error.least
-        fixed = least.data + (0 if least.config.executor == "streamed+offload" else least.state)
+        tried = least.experiment.config
+        fixed = least.data + (0 if tried.executor == "streamed+offload" else least.state)
         goal = config.batch_size * (budget - fixed) / max(1, least.cost.total - fixed)  # the rest grows with the batch
-        while config.batch_size > max(1, goal) or config.batch_size == least.config.batch_size:
+        while config.batch_size > max(1, goal) or config.batch_size == tried.batch_size:
             if config.batch_size % 2:
                 raise UserError(f"{error}; no half of it fits either") from error
             config.batch_size, config.accumulate = config.batch_size // 2, config.accumulate * 2
@@ -159,19 +166,18 @@ def _say(text: str) -> None:
 def main(argv: Sequence[str]) -> None:
     """Prints the units, the plan, what others take, and the command."""
     del argv
-    if not _MEMORY.value:
-        raise UserError("--memory is needed: the budget, as --memory=6GiB")
-    budget = parse_memory(_MEMORY.value, "--memory")
+    budget = parse_memory(required(_MEMORY, "the budget, as --memory=6GiB"), "--memory")
     executors = [one_of("executor", name, tuple(EXECUTORS)) for name in _EXECUTORS.value or [""]]
     config, dataset = config_and_data()
-    _say(f"{table_of_units(unit_costs(config, dataset))}\n")
+    _say(f"{table_of_units(unit_costs(*cutter_of(config, dataset)))}\n")
     try:
         plan = search(config, dataset, budget, executors, _say)
     except DoesNotFitError as error:
         _say(f"{error}\n{verdict(error.least, without_rule(config, dataset), budget)}")
-        plan = smaller_batch(config.copy_and_resolve_references(), dataset, budget, error)
-    config, others = plan.config, without_rule(plan.config, dataset)
-    steps = {named(step): step for step in (plan, *with_remat(plan, dataset, budget, executors))}
+        plan = smaller_batch(changed(config), dataset, budget, error)
+    config = plan.experiment.config
+    others = without_rule(config, dataset)
+    steps = {named(step): step for step in (plan, *with_remat(plan, budget, executors))}
     _say(
         f"\n{called(config.rule)} fits {budget / MIB:,.1f} MiB at batch size {config.batch_size}, accumulate "
         f"{config.accumulate}, in {plan.blocks} by {config.executor}: --config.cuts={config.cuts}, rule keeps "
@@ -180,15 +186,5 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-if __name__ == "__main__":  # flags are the program's: as modules, several are used together
-    _CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
-    _MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
-    _RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
-    _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)
-    _MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB.")
-    _EXECUTORS = flags.DEFINE_list("executor", list(EXECUTORS), "Those that may be used, cheapest first.")
-    _DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Of the computation.")
-    _IMAGE = flags.DEFINE_integer("image", 32, "Without a config: side of the images.", lower_bound=1)
-    _CLASSES = flags.DEFINE_integer("classes", 10, "Without a config: number of classes.", lower_bound=1)
-    _EXAMPLES = flags.DEFINE_integer("examples", 1024, "Without a config: training examples.", lower_bound=1)
+if __name__ == "__main__":
     run(main)

@@ -13,17 +13,19 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.cli import UserError, run, user_input
+from experiments.app.errors import UserError, user_input
+from experiments.app.program import required, run
 from jaxlocal import data
 from jaxlocal.data.sources import TFDS_NAMES
+
+_DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the data set as array_record files."""
     del argv
-    if not _DATASET.value:
-        raise UserError("--dataset is needed: an image classification set of TFDS, as cifar10 or imagenet2012")
-    name = _DATASET.value
+    name = required(_DATASET, "an image classification set of TFDS, as cifar10 or imagenet2012")
     if data.is_small(name) and name not in TFDS_NAMES:
         raise UserError(f"--dataset={name}: this one needs no preparing")
     try:
@@ -43,7 +45,5 @@ def main(argv: Sequence[str]) -> None:
     print(f"{name} is ready in {builder.data_dir}: {counts}")
 
 
-if __name__ == "__main__":  # flags are the program's: as modules, several are used together
-    _DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
-    _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
+if __name__ == "__main__":
     run(main)

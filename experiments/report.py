@@ -7,246 +7,26 @@ r"""One page about one run or several: settings, environment, curves of every bl
 The page is one file that needs no network. Pictures that ``experiments.analyze`` left in a run's directory are in it.
 """
 
-import html
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
 
-from experiments import pictures
-from experiments.build import check_fields
-from experiments.cli import UserError, run, saving, user_input
-from experiments.record import read_history
-from experiments.summary import errors_by_block, errors_over_time
-from experiments.workdir import load_config, load_record
+from experiments.app.errors import UserError
+from experiments.app.files import saving
+from experiments.app.program import required, run
+from experiments.pages.report import page, read
 
-# What the pictures of experiments.analyze show.
-_ANALYSIS = {
-    "probes": "Test error of a linear probe of every unit",
-    "gradients": "Cosine between each block's local gradient and the end-to-end gradient of the same units",
-    "cka": "Similarity of representations (linear CKA)",
-    "confusion": "Classes that the last exit takes for others",
-    "memory": "Memory of each block's update, in the order of a step",
-}
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 75rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-h2, td, th { overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-.wide td, .wide th { overflow-wrap: normal; }
-.wide td + td { white-space: nowrap; }
-table { border-collapse: collapse; font-size: 0.875rem; }
-th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: 0.875rem; color: #555; }
-svg { max-width: 100%; height: auto; }
-details { margin: 0.7rem 0; } pre { overflow-x: auto; background: #f5f5f5; padding: 0.7rem; font-size: 0.8rem; }
-"""
-
-
-class Run(NamedTuple):
-    """What a directory tells of a run.
-
-    Attributes:
-      name: of the run, on the page.
-      directory: its workdir.
-      config: as it was given.
-      about: cuts and parameter counts.
-      environment: versions and device.
-      history: the lines of ``metrics.jsonl``.
-      steps: at which the test split was evaluated.
-      errors: at every exit at each of them, ``[steps, exits]``, percent; mean over seeds.
-    """
-
-    name: str
-    directory: Path
-    config: Mapping[str, Any]
-    about: Mapping[str, Any]
-    environment: Mapping[str, str]
-    history: Sequence[Mapping[str, Any]]
-    steps: Sequence[int]
-    errors: np.ndarray
-
-
-def read(directories: Sequence[Path]) -> list[Run]:
-    """The runs, named after their rules where these differ, else after their directories.
-
-    Raises:
-      UserError: if there is no run in one of them, its config is damaged, or nothing was evaluated yet.
-    """
-    for directory in directories:
-        check_fields(load_config(directory))
-    records = [load_record(directory) for directory in directories]
-    rules = [_rule(record["config"]["rule"]) for record in records]
-    names = rules if len(set(rules)) == len(rules) else list(map(str, directories))
-    runs = []
-    for name, directory, record in zip(names, directories, records, strict=True):
-        history = read_history(directory / "metrics.jsonl")
-        steps, errors = errors_over_time(history)
-        if not steps:
-            raise UserError(f"{directory}: nothing was evaluated yet, so there is nothing to report; train on")
-        if not {"about", "environment"} <= record.keys():
-            raise UserError(f"{directory / 'config.json'} has no fields 'about' and 'environment': not of a run")
-        about, environment = record["about"], record["environment"]
-        runs.append(Run(name, directory, record["config"], about, environment, history, steps, errors))
-    return runs
-
-
-def _rule(spec: Mapping[str, Any]) -> str:
-    """A rule as a call: ``man(dgl, decay=0.9)``."""
-    inner = [_rule(spec["rule"])] if "rule" in spec else []
-    own = [f"{key}={value!r}" for key, value in spec.items() if key not in ("name", "rule")]
-    return f"{spec['name']}({', '.join(inner + own)})" if inner or own else str(spec["name"])
-
-
-def page(runs: Sequence[Run]) -> str:
-    """The whole page, as HTML."""
-    title = " and ".join(this.name for this in runs) if len(runs) < 3 else f"{len(runs)} runs"
-    trained = dict.fromkeys(f"{this.config['model']['name']} on {this.config['dataset']}" for this in runs)
-    parts = [f"<h1>{_text(title)}</h1>", _paragraph("; ".join(trained)), _overview(runs)]
-    if len(runs) > 1:
-        curves = {this.name: (this.steps, this.errors[:, -1]) for this in runs}
-        parts += [_pictures({"Test error at the last exit": _curves(curves, "test error (%)")}), _differences(runs)]
-    parts += [_section(this) for this in runs]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n"
-        "</html>\n"
-    )
-
-
-def _overview(runs: Sequence[Run]) -> str:
-    rows: list[Sequence[Any]] = [
-        ("run", "blocks", "steps", "last exit, error %", "best exit, error %", "parameters", "in heads", "device")
-    ]
-    for this in runs:
-        last, counts = this.errors[-1], this.about["parameters"]
-        best = "-" if np.all(np.isnan(last)) else f"{np.nanmin(last):.2f} (exit {int(np.nanargmin(last)) + 1})"
-        steps = f"{this.steps[-1]:,} of {this.about['num_steps']:,}"
-        sizes = (f"{sum(block[part] for block in counts):,}" for part in ("network", "head"))
-        rows.append((this.name, len(counts), steps, _percent(last[-1]), best, *sizes, this.environment["device"]))
-    return _table(rows)
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    """The fields of config and environment in which the runs differ."""
-    flat = [{**_flat(this.config), **_flat(this.environment, "environment.")} for this in runs]
-    fields = sorted({field for of_run in flat for field in of_run if not field.startswith("evidence.")})
-    rows: list[Sequence[Any]] = [("differs in", *(this.name for this in runs))]
-    for field in fields:
-        values = [of_run.get(field, "-") for of_run in flat]
-        if any(value != values[0] for value in values):
-            rows.append((field, *values))
-    return _table(rows) if len(rows) > 1 else _paragraph("The runs were given the same config.")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return found
-
-
-def _section(this: Run) -> str:
-    train = sorted({line["step"] for line in this.history if line["split"] == "train"})
-    shown = {"Test error at every exit": pictures.inline(pictures.exits(this.steps, this.errors))}
-    if train:
-        losses = _losses(this, "train", train)
-        blocks = {f"block {i}": (train, losses[:, i]) for i in range(losses.shape[1])}
-        shown["Training loss of every block (single steps)"] = _curves(blocks, "training loss")
-    for name, caption in _ANALYSIS.items():
-        path = this.directory / "analysis" / f"{name}.svg"
-        if path.exists():
-            with user_input(str(path)):
-                shown[caption] = pictures.embedded(path.read_text())
-    about = this.about
-    facts = (
-        f"{about['units']} units, cuts {about['cuts']}; {about['train_examples']:,} training and "
-        f"{about['test_examples']:,} test examples; batch {this.config['batch_size']}, {this.config['dtype']}, "
-        f"{_seeds(this.config)}; {this.directory}"
-    )
-    return "\n".join(
-        (
-            f"<h2>{_text(this.name)}</h2>",
-            _paragraph(facts),
-            _pictures(shown),
-            _blocks(this),
-            _folded("Config", json.dumps(this.config, indent=2)),
-            _folded("Environment", json.dumps(this.environment, indent=2)),
-        )
-    )
-
-
-def _seeds(config: Mapping[str, Any]) -> str:
-    first, count = config["seed"], config["seeds"]
-    return f"seed {first}" if count == 1 else f"mean of seeds {first} to {first + count - 1}"
-
-
-def _losses(this: Run, split: str, steps: Sequence[int]) -> np.ndarray:
-    """The loss of every block, mean over seeds: ``[steps, blocks]``."""
-    lines = [[line["loss"] for line in this.history if line["split"] == split and line["step"] == s] for s in steps]
-    return np.array([np.mean(np.array(of_seeds, float), axis=0) for of_seeds in lines])
-
-
-def _blocks(this: Run) -> str:
-    counts, losses = this.about["parameters"], _losses(this, "test", this.steps[-1:])[0]
-    errors = errors_by_block(this.errors[-1], len(counts))
-    rows: list[Sequence[Any]] = [("block", "first unit", "parameters", "in head", "test loss", "test error %")]
-    for i, (count, first) in enumerate(zip(counts, (0, *this.about["cuts"]), strict=True)):
-        rows.append((i, first, f"{count['network']:,}", f"{count['head']:,}", f"{losses[i]:.4f}", errors[i]))
-    return _table(rows)
-
-
-def _curves(curves: Mapping[str, tuple[Any, Any]], ylabel: str) -> str:
-    return pictures.inline(pictures.lines(curves, "step", ylabel, log=True))
-
-
-def _pictures(shown: Mapping[str, str]) -> str:
-    figures = (
-        svg.replace("<svg", f'<svg role="img" aria-label="{_text(caption)}"', 1) + f"<figcaption>{_text(caption)}"
-        for caption, svg in shown.items()
-    )
-    return f'<div class="pictures">{"".join(f"<figure>{figure}</figcaption></figure>" for figure in figures)}</div>'
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{_text(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    body = "".join(line(row, "td") for row in rows[1:])
-    head = line(rows[0], "th")
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{_text(title)}</summary><pre>{_text(content)}</pre></details>"
-
-
-def _paragraph(content: str) -> str:
-    return f"<p>{_text(content)}</p>"
-
-
-def _text(content: Any) -> str:
-    return html.escape(str(content))
-
-
-def _percent(error: float) -> str:
-    return f"{error:.2f}" if np.isfinite(error) else "-"
+_WORKDIRS = flags.DEFINE_multi_string("workdir", [], "The directory of a run; may be given more than once.")
+_OUTPUT = flags.DEFINE_string("output", None, "The page. Default: report.html in the first run's directory.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Writes the page."""
     del argv
-    if not _WORKDIRS.value:
-        raise UserError("--workdir is needed: the directory of a run; give it more than once to compare several")
-    directories = [Path(text) for text in _WORKDIRS.value]
+    directories = [
+        Path(text) for text in required(_WORKDIRS, "the directory of a run; give it more than once to compare several")
+    ]
     if len(set(directories)) < len(directories):
         raise UserError("--workdir: name each run once")
     text = page(read(directories))
@@ -257,7 +37,5 @@ def main(argv: Sequence[str]) -> None:
     print(f"report: {path} ({len(text) / 1e6:.1f} MB)")
 
 
-if __name__ == "__main__":  # flags are the program's: as modules, several are used together
-    _WORKDIRS = flags.DEFINE_multi_string("workdir", [], "The directory of a run; may be given more than once.")
-    _OUTPUT = flags.DEFINE_string("output", None, "The page. Default: report.html in the first run's directory.")
+if __name__ == "__main__":
     run(main)

@@ -17,26 +17,13 @@ from itertools import groupby
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from experiments import cost, torch_twin
-from experiments.bench import (
-    MEMORY,
-    Case,
-    Column,
-    Log,
-    Numbers,
-    against,
-    analyse,
-    attempt,
-    built,
-    define_flags,
-    memory_suffices,
-    parse_cases,
-    report,
-)
-from experiments.build import Experiment
-from experiments.cli import run
+from experiments.app.program import run
+from experiments.cost.timed import Runner, turns
+from experiments.recipe.experiment import Experiment
+from experiments.trials import torch_twin
+from experiments.trials.cases import Case, built, define_flags, parse_cases
+from experiments.trials.frontier import MEMORY, Column, Log, Numbers, against, analyse, attempt, memory_suffices, report
 from jaxlocal.variables import size
 
 define_flags(flags.FLAGS)
@@ -76,16 +63,16 @@ def _lacks(case: Case, known: Numbers | None) -> bool:
 
 def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
     """The numbers of a few cases of a group, backprop first. Where batches accumulate, time is of a whole update."""
-    runs: dict[str, tuple[Experiment, ConfigDict]] = {}
-    twins: dict[str, Callable[[int], float]] = {}
+    runs: dict[str, Experiment] = {}
+    twins: dict[str, Runner] = {}
 
     def compiled(case: Case) -> Numbers:
-        experiment, config = built(case)
-        numbers = analyse(experiment, config)
-        cost.turns({case.label(): (experiment, config)}, rounds=1, least=0)  # does it fit?
-        runs[case.label()] = experiment, config
+        experiment = built(case)
+        numbers = analyse(experiment)
+        turns({case.label(): experiment}, rounds=1, least=0)  # does it fit?
+        runs[case.label()] = experiment
         if _AGAINST.value == "torch" and torch_twin.has_twin(case):
-            state = jax.eval_shape(lambda: experiment.init(config))
+            state = jax.eval_shape(experiment.init)
             parameters = size([block.variables["params"] for block in state.blocks])
             for layout, twin in torch_twin.steps(case, experiment.network, parameters).items():
                 twins[f"{case.label()}, {layout}"] = twin
@@ -99,7 +86,7 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         return numbers
     print(f"  {len(runs)} cases take turns", flush=True)
     with memory_suffices(f"{len(runs)} cases side by side; measure fewer in one call"):
-        rounds = cost.turns(runs, rounds=_ROUNDS.value, least=_LEAST.value, beside=twins)
+        rounds = turns(runs, rounds=_ROUNDS.value, least=_LEAST.value, beside=twins)
     updates = {case: case.accumulate * np.array(rounds[case.label()]) for case in group if case.label() in runs}
     for case, took in updates.items():
         seconds = float(np.median(took))

@@ -18,13 +18,20 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import processes
-from experiments.cli import UserError, config_flag, run
-from experiments.planning import settled
-from experiments.registry import listing
-from experiments.training import train_and_evaluate
+from experiments.app import processes
+from experiments.app.program import config_flag, required, run
+from experiments.cost.search import settled
+from experiments.recipe.registry import listing
+from experiments.training.loop import train_and_evaluate
+from experiments.training.workdir import holds_run, load_config
 
 processes.define_flags()
+_CONFIG = config_flag("What to train: a file of experiments/configs.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Trace a few steps into WORKDIR/profile, and print where their time goes, by block."
+)
+_LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,20 +41,14 @@ def main(argv: Sequence[str]) -> int:
         print(listing())
         return 0
     config = _CONFIG()
-    if not _WORKDIR.value:
-        raise UserError("--workdir is needed: a directory for the run's files")
+    workdir = Path(required(_WORKDIR, "a directory for the run's files"))
     processes.join()
     with processes.loss_ends_the_run():
-        config = settled(config, Path(_WORKDIR.value), print)
-        results = train_and_evaluate(config, Path(_WORKDIR.value), profile=_PROFILE.value)
+        cuts = load_config(workdir).cuts if holds_run(workdir) else None
+        experiment = settled(config, cuts=cuts, say=print)
+        results = train_and_evaluate(experiment, workdir, profile=_PROFILE.value)
     return 128 + results.stopped_by if results.stopped_by else 0
 
 
-if __name__ == "__main__":  # flags are the program's: as modules, several are used together
-    _CONFIG = config_flag("What to train: a file of experiments/configs.")
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
-    _PROFILE = flags.DEFINE_bool(
-        "profile", False, "Trace a few steps into WORKDIR/profile, and print where their time goes, by block."
-    )
-    _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
+if __name__ == "__main__":
     run(main)

@@ -4,6 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.recipe.build import build
+from experiments.training.loop import train_and_evaluate
+from experiments.training.results import Results
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,3 +33,7 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str, c
     assert line.startswith("error: ")
     for word in words:
         assert word in line
+
+
+def train(config: ConfigDict, workdir: Path, **options: Any) -> Results:
+    return train_and_evaluate(build(config), workdir, **options)

@@ -8,14 +8,14 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from experiments.cli import UserError
+from experiments.app.errors import UserError
 from experiments.configs import common
-from experiments.trained import restore
-from experiments.training import train_and_evaluate
+from experiments.training.trained import restore
 from jaxlocal import data, models, rules
 from jaxlocal.rules.adapt import Adapted, adopted
 from jaxlocal.variables import apply_module, cast, init_module, pick
 from tests import toy
+from tests.programs import train
 
 KEY = jax.random.key(0)
 
@@ -129,11 +129,9 @@ def test_rotated_images():
 @pytest.mark.slow
 def test_a_network_meets_another_domain(tmp_path, adam):
     """The run starts at what the trained network does there, gets better, and every trained number is still there."""
-    source = train_and_evaluate(digits(), tmp_path / "source")
+    source = train(digits(), tmp_path / "source")
     shift = {"dataset": "rotated_45_digits", "start_from": str(tmp_path / "source")}
-    adapted = train_and_evaluate(
-        digits(**shift, rule={"name": "adapt", "rule": {"name": "tpsgd"}}), tmp_path / "adapted"
-    )
+    adapted = train(digits(**shift, rule={"name": "adapt", "rule": {"name": "tpsgd"}}), tmp_path / "adapted")
     start, end = (line["accuracy"][-1] for line in adapted.history if line["split"] == "test")
     assert start < source.seeds[0][-1]["accuracy"] - 0.2
     assert end > start + 0.2
@@ -145,20 +143,20 @@ def test_a_network_meets_another_domain(tmp_path, adam):
         chex.assert_trees_all_equal(now.variables["fixed"]["head"], was.variables["fixed"]["head"])
 
     # With all weights free and under other cuts, training starts from the same network.
-    whole = train_and_evaluate(digits(**shift, cuts="even:1"), tmp_path / "whole")
+    whole = train(digits(**shift, cuts="even:1"), tmp_path / "whole")
     assert next(line["accuracy"][-1] for line in whole.history if line["split"] == "test") == pytest.approx(start)
 
 
 def test_another_network_is_refused(tmp_path, adam):
-    train_and_evaluate(digits(duration="1 steps", schedule="constant"), tmp_path / "source")
+    train(digits(duration="1 steps", schedule="constant"), tmp_path / "source")
     other = digits(start_from=str(tmp_path / "source"))
     other.model.features = (64, 65)
     with pytest.raises(UserError, match="unit 1 is not that of this network"):
-        train_and_evaluate(other, tmp_path / "other")
+        train(other, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     other.model.features = (64, 64, 64)
     with pytest.raises(UserError, match="it has 2 units, this network 3"):
-        train_and_evaluate(other, tmp_path / "other")
+        train(other, tmp_path / "other")
     other.start_from = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="no run in"):
-        train_and_evaluate(other, tmp_path / "other")
+        train(other, tmp_path / "other")

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import analyze
+from experiments.app.calls import parse_calls
 from experiments.configs import common
-from experiments.registry import parse_calls
-from experiments.trained import one_seed, restore
-from experiments.training import train_and_evaluate
-from tests.programs import assert_one_line_error, program
+from experiments.pages import inside
+from experiments.training.trained import restore
+from tests.programs import assert_one_line_error, program, train
 
 SMALL = ConfigDict({"name": "mlp", "features": (4,)})
 
@@ -28,7 +27,7 @@ def smoke(rule: str, **changes) -> ConfigDict:
 def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs")
     for rule in ("auglocal", "backprop"):
-        train_and_evaluate(smoke(rule), directory / rule)
+        train(smoke(rule), directory / rule)
     return directory
 
 
@@ -57,28 +56,28 @@ def test_the_program_writes_pictures_and_numbers(runs):
 @pytest.mark.slow
 def test_a_run_is_itself(runs):
     """CKA of every unit with itself is 1, and both runs' probes are one."""
-    run = restore(runs / "backprop")
-    seen = analyze.look(runs / "backprop", run, probed=200)
-    np.testing.assert_allclose(np.diag(analyze.similarities(seen, seen)), 1, atol=1e-4)
-    np.testing.assert_allclose(analyze.cosines(run), [1.0], atol=1e-4)
+    run = restore(runs / "backprop").with_data()
+    seen = inside.look(runs / "backprop", run, probed=200)
+    np.testing.assert_allclose(np.diag(inside.similarities(seen, seen)), 1, atol=1e-4)
+    np.testing.assert_allclose(inside.cosines(run), [1.0], atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["tpsgd", "dfa", "man(infopro)", "deep_supervision(predsim)"])
 def test_every_kind_of_rule_is_looked_at(rule, tmp_path):
-    train_and_evaluate(smoke(rule, seeds=2), tmp_path)
-    run = one_seed(restore(tmp_path))
-    seen = analyze.look(tmp_path, run, probed=200)
+    train(smoke(rule, seeds=2), tmp_path)
+    run = restore(tmp_path).with_data().one_seed()
+    seen = inside.look(tmp_path, run, probed=200)
     assert len(seen.probes) == len(seen.grams) == 6
     assert np.all(np.isfinite(seen.probes))
-    assert len(analyze.cosines(run)) == len(run.experiment.blocks)
-    assert len(analyze.table_of_blocks(seen, analyze.cosines(run)).splitlines()) == 2 + len(run.experiment.blocks)
+    assert len(inside.cosines(run)) == len(run.experiment.blocks)
+    assert len(inside.table_of_blocks(seen, inside.cosines(run)).splitlines()) == 2 + len(run.experiment.blocks)
 
 
 @pytest.mark.slow
 def test_bad_input_ends_in_one_line(runs, tmp_path):
     done = program("analyze", f"--workdir={runs / 'auglocal'}", f"--against={tmp_path / 'none'}")
     assert_one_line_error(done, "no run in")
-    train_and_evaluate(smoke("backprop", dataset="random_8_10_100", model=SMALL), tmp_path)
+    train(smoke("backprop", dataset="random_8_10_100", model=SMALL), tmp_path)
     done = program("analyze", f"--workdir={runs / 'auglocal'}", f"--against={tmp_path}")
-    assert_one_line_error(done, "was tested on 50 images 8x8x3 of random_8_10_100", "8x8x1 of digits")
+    assert_one_line_error(done, "was tested on 100 images 8x8x3 of random_8_10_100", "8x8x1 of digits")

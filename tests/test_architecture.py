@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,28 @@ FILES = [
 ]
 
 
+# A folder of experiments/ may import from itself and from the rows above its own; a program from all of them.
+FLOORS = [
+    ("app", "configs", "drawing"),
+    ("recipe",),
+    ("cost", "reference", "training"),
+    ("pages", "trials"),
+    ("a program",),
+]
+FLOOR = {name: level for level, row in enumerate(FLOORS) for name in row}
+HOUSE = [path for path in sorted((ROOT / "experiments").rglob("*.py")) if path.stem != "__init__"]
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in HOUSE}
+
+
+def folder(path: Path) -> str:
+    return "a program" if path.parent.name == "experiments" else path.parent.name
+
+
+def modules_of_the_house(path: Path) -> set[str]:
+    """What a file imports of experiments/."""
+    return {module for name in imported(path) for module in (name, name.rpartition(".")[0]) if module in MODULES}
+
+
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -47,6 +70,20 @@ def test_imports_point_one_way(path):
         assert package != "experiments"
         if package == "jaxlocal":
             assert LEVEL[parts[0]] <= LEVEL[own], f"{own} imports {parts[0]}"
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_is_a_program_and_a_folder_is_library(path):
+    own = folder(path)
+    for module in modules_of_the_house(path):
+        other = folder(MODULES[module])
+        assert other == own != "a program" or FLOOR[other] < FLOOR[own], f"{own} imports {module}"
+    assert len(path.read_text().splitlines()) <= 300
+    assert (own == "a program") == ('if __name__ == "__main__":' in path.read_text())
+
+
+def test_no_imports_go_round():
+    list(TopologicalSorter({module: modules_of_the_house(path) for module, path in MODULES.items()}).static_order())
 
 
 def test_the_library_imports_no_io():

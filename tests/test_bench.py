@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import bench, cost, speed
-from experiments.bench import Case, Log, aligned, define_flags, pareto, parse_cases, split_cuts
-from experiments.cli import UserError
-from experiments.cost import MIB
+from experiments import speed
+from experiments.app.errors import UserError
+from experiments.drawing.tables import aligned
+from experiments.trials.cases import Case, define_flags, parse_cases, split_cuts
+from experiments.trials.frontier import Log, pareto, report
+from jaxlocal.executors import MIB
 from tests.programs import assert_one_line_error, program
 
 TINY = ["--models=resnet(depth=8,width=4)", "--image=8", "--batch_sizes=16"]
@@ -103,11 +105,11 @@ def test_what_the_device_has_no_memory_for_is_skipped(monkeypatch, tmp_path):
     """A step that does not fit is a line; without backprop the others still have a table."""
 
     def turns(runs, **options):
-        if any(spec.rule.name == "backprop" for _, spec in runs.values()):
+        if any(of.config.rule.name == "backprop" for of in runs.values()):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
         return {name: [0.5] for name in runs}
 
-    monkeypatch.setattr(cost, "turns", turns)
+    monkeypatch.setattr(speed, "turns", turns)
     for name, value in (("rounds", 1), ("least", 0), ("against", None)):
         monkeypatch.setattr(
             speed, f"_{name.upper()}", SimpleNamespace(value=value), raising=False
@@ -119,7 +121,7 @@ def test_what_the_device_has_no_memory_for_is_skipped(monkeypatch, tmp_path):
     log = Log(str(tmp_path), "speed")
     for case, x in numbers.items():
         log.add(case, x)
-    bench.report(log, [backprop, dgl], speed._COLUMNS, "total", speed._HEIGHT, "frontier.png")
+    report(log, [backprop, dgl], speed._COLUMNS, "total", speed._HEIGHT, "frontier.png")
     (row,) = cells((tmp_path / "table.md").read_text())
     assert (row["rule"], row["img/s"], row["time ÷ backprop's"]) == ("dgl", "32", "-")
     assert not (tmp_path / "frontier.png").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments.checkpoint import Checkpoints
+from experiments.training.checkpoint import Checkpoints
 from jaxlocal import Batch, Network, Task, cut_everywhere, fused, make_blocks, models, rules, streamed
 from jaxlocal import block as block_lib
 from jaxlocal.executors.fused import train_step

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.build import build
-from experiments.cli import UserError
-from experiments.training import train_and_evaluate
+from experiments.app.errors import UserError
+from experiments.recipe.build import build
 from jaxlocal import Batch, DataParallel, Network, Task, axis, fused, make_blocks, models, rules, streamed
 from jaxlocal.executors import ONE_DEVICE
 from tests import toy
+from tests.programs import train
 from tests.test_contract import ROWS, rows
 from tests.test_programs import digits
 
@@ -158,9 +158,9 @@ def test_the_mean_of_several_dtypes_and_sizes():
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     config = digits(eval_every="2 steps", data_parallel=True, sync_batch_norm=True)
-    whole = train_and_evaluate(config, tmp_path)
+    whole = train(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")
-    on_one = train_and_evaluate(digits(eval_every="2 steps", sync_batch_norm=True), tmp_path)
+    on_one = train(digits(eval_every="2 steps", sync_batch_norm=True), tmp_path)
     assert [(line["step"], line["split"]) for line in on_one.history] == [
         (line["step"], line["split"]) for line in whole.history
     ]

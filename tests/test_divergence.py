@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import registry
-from experiments.build import build
-from experiments.cli import DIVERGED, UserError
-from experiments.divergence import DivergedError
-from experiments.faults import poisoned, small
-from experiments.trained import restore
-from experiments.training import train_and_evaluate
+from experiments.app.errors import DIVERGED, UserError
+from experiments.recipe import registry
+from experiments.recipe.build import build
+from experiments.training.divergence import DivergedError
+from experiments.training.trained import restore
+from experiments.trials.injected import poisoned, small
+from tests.programs import train
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +45,12 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_the_block_keeps_its_state_and_the_others_never_notice(executor):
     """The same program steps twice: with the key of the poisoned step, and with another one."""
-    of = config(**EXECUTORS[executor])
-    experiment = build(of)
+    experiment = build(config(**EXECUTORS[executor]))
     after = []
     for number, hit in ((4, True), (3, False)):
-        state = experiment.init(of).replace(step=jnp.asarray(number, jnp.int32))
+        state = experiment.init().replace(step=jnp.asarray(number, jnp.int32))
         before = jax.device_get(state.blocks)
-        for batch in experiment.batches(of, range(1)):
+        for batch in experiment.batches(range(1)):
             state, metrics = experiment.executor.step(state, batch)
         assert [float(m["finite"]) for m in metrics] == [1, 0 if hit else 1, 1]
         assert np.isnan(metrics[1]["loss"]) == hit
@@ -69,7 +68,7 @@ def test_a_run_stops_and_says_which_block(executor, tmp_path):
     with pytest.raises(
         DivergedError, match=r"block 1 diverged at step 5 \(accuracy=.*loss=nan\); the update"
     ) as raised:
-        train_and_evaluate(config(**EXECUTORS[executor]), tmp_path)
+        train(config(**EXECUTORS[executor]), tmp_path)
     assert raised.value.code == DIVERGED
     assert "\n" not in str(raised.value)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -84,19 +83,19 @@ def test_a_run_stops_and_says_which_block(executor, tmp_path):
 
 
 def test_a_run_goes_on_without_the_update(tmp_path, capfd):
-    train_and_evaluate(config(on_divergence="skip"), tmp_path)
+    train(config(on_divergence="skip"), tmp_path)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert "block 1 diverged at step 5" in line
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(restore(tmp_path).state.blocks))
 
 
 def test_one_of_the_seeds_that_train_together_diverges(tmp_path, capfd):
-    train_and_evaluate(config(rule={"seed": 1}, on_divergence="skip", seeds=2), tmp_path)
+    train(config(rule={"seed": 1}, on_divergence="skip", seeds=2), tmp_path)
     assert "block 1 of seed 1 diverged at step 5" in capfd.readouterr().err
 
 
 def test_a_run_goes_back_to_its_last_checkpoint_and_on(tmp_path, capfd):
-    results = train_and_evaluate(config(on_divergence="rollback"), tmp_path)
+    results = train(config(on_divergence="rollback"), tmp_path)
     assert "back to step 3" in capfd.readouterr().err
     steps = [line["step"] for line in results.history if line["split"] == "train"]
     assert steps == list(range(1, 13))
@@ -107,7 +106,7 @@ def test_going_back_twice_to_the_same_checkpoint_stops(tmp_path):
     model, rate = ConfigDict({"name": "mlp", "features": (8, 8)}), 1e30
     hopeless = small(model=model, rule=ConfigDict({"name": "greedy"}), learning_rate=rate, on_divergence="rollback")
     with pytest.raises(DivergedError):
-        train_and_evaluate(hopeless, tmp_path)
+        train(hopeless, tmp_path)
 
 
 def test_an_unknown_action_is_refused():

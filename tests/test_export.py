@@ -10,17 +10,18 @@ from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import save_file
 
-from experiments import export, import_reference, predict
-from experiments.build import build, describe
-from experiments.cli import UserError
+from experiments.app.calls import parse_calls
+from experiments.app.errors import UserError
 from experiments.configs import common
-from experiments.reference import Layout, to_reference, value
-from experiments.registry import parse_calls
-from experiments.trained import Trained, restore
-from experiments.training import train_and_evaluate
+from experiments.pages import card
+from experiments.recipe.build import build
+from experiments.reference import weights
+from experiments.reference.names import Layout, to_reference, value
+from experiments.training import classify
+from experiments.training.trained import Trained, restore
 from jaxlocal import data
 from jaxlocal.variables import pick, size
-from tests.programs import assert_one_line_error, program
+from tests.programs import assert_one_line_error, program, train
 
 
 def smoke(rule: str, model: dict) -> ConfigDict:
@@ -32,7 +33,7 @@ def smoke(rule: str, model: dict) -> ConfigDict:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run"
-    train_and_evaluate(smoke("greedy", {"name": "mlp", "features": (8, 8, 8)}), path)
+    train(smoke("greedy", {"name": "mlp", "features": (8, 8, 8)}), path)
     return path
 
 
@@ -41,7 +42,7 @@ def test_an_exported_network_is_the_trained_one(workdir, tmp_path):
     done = program("export", f"--workdir={workdir}", f"--output={tmp_path / 'model'}")
     assert done.returncode == 0, done.stderr
     run = restore(workdir)
-    parts = export.load(tmp_path / "model")
+    parts = card.load(tmp_path / "model")
     assert parts.keys() == {"unit_0", "unit_1", "unit_2", "classifier"}  # and no auxiliary head
     for i, block in enumerate(run.state.blocks):
         jax.tree.map(np.testing.assert_array_equal, parts[f"unit_{i}"], pick(block.variables, "unit_0"))
@@ -65,19 +66,19 @@ def test_what_a_rule_wraps_around_the_network_is_left_out(rule):
     for name in (rule, "backprop"):
         config = smoke(name, {"name": "convnet", "features": (4, 4), "strides": (1, 2)})
         experiment = build(config)
-        run = Trained(config, experiment, 0, experiment.init(config))
-        made[name] = jax.tree.map(np.shape, export.backbone(run))
-        counts = describe(experiment, run.state)["parameters"]
-        assert sum(count["network"] for count in counts) == size([x["params"] for x in export.backbone(run).values()])
+        run = Trained(experiment, 0, experiment.init())
+        made[name] = jax.tree.map(np.shape, card.backbone(run))
+        counts = experiment.describe(run.state)["parameters"]
+        assert sum(count["network"] for count in counts) == size([x["params"] for x in card.backbone(run).values()])
     assert made[rule] == made["backprop"]
 
 
 def test_a_damaged_export_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no exported network in"):
-        export.load(tmp_path)
-    (tmp_path / export.WEIGHTS).write_bytes(b"\xff" * 20)
+        card.load(tmp_path)
+    (tmp_path / card.WEIGHTS).write_bytes(b"\xff" * 20)
     with pytest.raises(UserError, match="no exported network in"):
-        export.load(tmp_path)
+        card.load(tmp_path)
 
 
 def test_files_are_predicted_as_the_test_split_is(workdir, tmp_path):
@@ -86,7 +87,7 @@ def test_files_are_predicted_as_the_test_split_is(workdir, tmp_path):
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image[:, :, 0]).save(path)
     run = restore(workdir)
-    exits = predict.predict(run, images)
+    exits = classify.predict(run, images)
     assert exits.shape == (3, 3, 10)
     np.testing.assert_allclose(exits.sum(-1), 1, atol=1e-5)
     done = program("predict", f"--workdir={workdir}", *map(str, paths))
@@ -105,20 +106,20 @@ def test_an_image_of_any_size_and_mode_is_fitted(tmp_path, monkeypatch):
     wide = np.zeros((10, 30), np.uint8)
     wide[:, 10:20] = 200  # the middle square
     Image.fromarray(wide).convert("RGBA").save(tmp_path / "wide.png")
-    square = predict.read(tmp_path / "wide.png", of_shape(4, 4, 3))
+    square = classify.read(tmp_path / "wide.png", of_shape(4, 4, 3))
     assert np.all(square[:, 1:3] == 200)
     assert np.all(square > 150)  # smoothed at the edge of the square
-    assert predict.read(tmp_path / "wide.png", of_shape(5, 5, 1)).shape == (5, 5, 1)
+    assert classify.read(tmp_path / "wide.png", of_shape(5, 5, 1)).shape == (5, 5, 1)
     assert (
-        predict.read(tmp_path / "wide.png", of_shape(5, 15, 3))[:, ::7].tolist() == [[[0] * 3, [200] * 3, [0] * 3]] * 5
+        classify.read(tmp_path / "wide.png", of_shape(5, 15, 3))[:, ::7].tolist() == [[[0] * 3, [200] * 3, [0] * 3]] * 5
     )
     (tmp_path / "text.png").write_text("no image")
     for name in ("text.png", "missing.png"):
         with pytest.raises(UserError, match=f"image .*{name}"):
-            predict.read(tmp_path / name, of_shape(4, 4, 3))
+            classify.read(tmp_path / name, of_shape(4, 4, 3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match=r"image .*wide\.png: .* too large a one"):
-        predict.read(tmp_path / "wide.png", of_shape(4, 4, 3))
+        classify.read(tmp_path / "wide.png", of_shape(4, 4, 3))
 
 
 @pytest.mark.parametrize("rule", ["auglocal(depth=1)", "man(dgl)"])
@@ -126,7 +127,7 @@ def test_reference_weights_come_to_where_parity_puts_them(rule, tmp_path):
     """A file of the values that golden files mean by their names; each arrives under the name's path."""
     config = smoke(rule, {"name": "resnet", "depth": 8, "width": 4})
     experiment = build(config)
-    state = experiment.init(config)
+    state = experiment.init()
     layout, tensors, expected = Layout(1), {}, []
     for i, (block, first) in enumerate(zip(state.blocks, (0, *experiment.network.cuts), strict=True)):
         n, last = len(experiment.blocks[i].units), i == len(state.blocks) - 1
@@ -143,26 +144,26 @@ def test_reference_weights_come_to_where_parity_puts_them(rule, tmp_path):
     )
     np.savez(tmp_path / "a.npz", **tensors)
     for path in (tmp_path / "a.safetensors", tmp_path / "a.npz"):
-        read = import_reference.read(path)
+        read = weights.read(path)
         assert read.keys() == tensors.keys()
-        new = import_reference.filled(experiment, config, state, read)
+        new = weights.filled(experiment, state, read)
         for i, where, x in expected:
             found = new.blocks[i].variables
             for key in where:
                 found = found[key]
             np.testing.assert_array_equal(to_reference(np.asarray(found)), x)
     with pytest.raises(UserError, match=r"has no tensor 'fc\.bias'"):
-        import_reference.filled(experiment, config, state, {k: x for k, x in tensors.items() if k != "fc.bias"})
+        weights.filled(experiment, state, {k: x for k, x in tensors.items() if k != "fc.bias"})
     with pytest.raises(UserError, match="1 tensors that this network has not, as 'surplus'"):
-        import_reference.filled(experiment, config, state, {**tensors, "surplus": np.zeros(1)})
+        weights.filled(experiment, state, {**tensors, "surplus": np.zeros(1)})
     with pytest.raises(UserError, match=r"tensor fc\.bias is of shape"):
-        import_reference.filled(experiment, config, state, {**tensors, "fc.bias": np.zeros(3)})
+        weights.filled(experiment, state, {**tensors, "fc.bias": np.zeros(3)})
 
 
 def test_nothing_is_unpickled(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"give a \.safetensors or \.npz file"):
-        import_reference.read(tmp_path / "a.pth")
+        weights.read(tmp_path / "a.pth")
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
     np.savez(tmp_path / "whole.npz", x=np.ones(100))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-50])
@@ -170,4 +171,4 @@ def test_nothing_is_unpickled(tmp_path):
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for name in ("pickled", "cut", "array", "missing"):
         with pytest.raises(UserError, match="cannot be read"):
-            import_reference.read(tmp_path / f"{name}.npz")
+            weights.read(tmp_path / f"{name}.npz")

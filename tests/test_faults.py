@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import faults, training
-from experiments.checkpoint import Checkpoints
-from experiments.cli import BAD_INPUT, NOT_SAVED, NotSavedError, UserError
-from experiments.faults import Outcome, small
-from experiments.training import train_and_evaluate
-from experiments.workdir import claimed
+from experiments.app.errors import BAD_INPUT, NOT_SAVED, NotSavedError, UserError
+from experiments.training import loop
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.workdir import claimed
+from experiments.trials import injected
+from experiments.trials.injected import Outcome, small
 from jaxlocal.executors import TrainState
+from tests.programs import train
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_second_run_in_the_workdir_is_refused(tmp_path):
     config = small()
     with claimed(tmp_path, config, {}, {}):
         with pytest.raises(UserError, match=r"is in use by process \d+ on .*: give another one"):
-            train_and_evaluate(config, tmp_path)
+            train(config, tmp_path)
         assert not (tmp_path / "checkpoints").exists()
     with claimed(tmp_path, config, {}, {}):  # whose it is again
         pass
@@ -57,14 +58,14 @@ def test_the_lock_ends_with_a_killed_run(tmp_path):
 
 @pytest.mark.slow
 def test_killed_runs_end_as_if_nothing_had_happened(whole, tmp_path):
-    found = faults.kills(3, whole, tmp_path / "killed", random.Random(0))
+    found = injected.kills(3, whole, tmp_path / "killed", random.Random(0))
     assert (found["injected"], found["lost"]) == (3, 0)
 
 
 @pytest.mark.slow
 def test_files_that_may_not_grow_end_the_run_in_one_line(whole, tmp_path):
     """Nothing is overwritten: without the limit the run goes on, and ends as if there had been none."""
-    found = faults.limits(2, whole, tmp_path / "limited", random.Random(0))
+    found = injected.limits(2, whole, tmp_path / "limited", random.Random(0))
     assert found["lost"] == 0
     assert set(found["codes"]) <= {0, 2, NOT_SAVED}
 
@@ -107,29 +108,29 @@ def test_a_checkpoint_that_cannot_be_written_ends_in_one_line(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_every_file_of_a_checkpoint_may_be_cut(whole, tmp_path):
-    found = faults.cuts(whole, tmp_path / "cut", ["halved"])
+    found = injected.cuts(whole, tmp_path / "cut", ["halved"])
     assert found["injected"] > 10
     assert found["lost"] == 0, found["outcomes"]
 
 
 @pytest.mark.slow
 def test_a_long_run_does_not_grow(tmp_path):
-    found = faults.soak(2000, tmp_path)
+    found = injected.soak(2000, tmp_path)
     assert found["lost"] == 0, found
 
 
 @pytest.mark.slow
 def test_what_every_evaluation_leaves_behind_is_noticed(tmp_path, monkeypatch):
-    kept, finished, evaluated = [], threading.Event(), training.test
+    kept, finished, evaluated = [], threading.Event(), loop.test
 
     def leaking(*args, **kwargs):
         kept.append(os.open(os.devnull, os.O_RDONLY))
         threading.Thread(target=finished.wait).start()
         return evaluated(*args, **kwargs)
 
-    monkeypatch.setattr(training, "test", leaking)
+    monkeypatch.setattr(loop, "test", leaking)
     try:
-        assert faults.soak(2000, tmp_path)["lost"] == 2
+        assert injected.soak(2000, tmp_path)["lost"] == 2
     finally:
         finished.set()
         for file in kept:

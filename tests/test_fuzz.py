@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from experiments.build import build
-from experiments.cli import UserError, cache_compilations
+from experiments.app.errors import UserError
+from experiments.app.program import cache_compilations
 from experiments.configs import common
-from experiments.optimizers import OPTIMIZERS
-from experiments.registry import MODELS, RULES
+from experiments.recipe.build import build
+from experiments.recipe.registry import MODELS, OPTIMIZERS, RULES
 
 JUNK = st.one_of(
     st.none(),
@@ -87,10 +87,10 @@ def trained(config: ConfigDict) -> str:
     """What is said of a config that is refused; nothing of one that trains a step."""
     try:
         experiment = build(config)
-        state = experiment.init(config)
+        state = experiment.init()
     except UserError as error:
         return str(error)
-    with jax.numpy_dtype_promotion("standard"), closing(experiment.batches(config, range(1))) as batches:
+    with jax.numpy_dtype_promotion("standard"), closing(experiment.batches(range(1))) as batches:
         jax.block_until_ready(experiment.executor.step(state, next(batches)))  # optax mixes integers and floats
     return ""
 

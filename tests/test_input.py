@@ -16,16 +16,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.build import build
-from experiments.checkpoint import Checkpoints
-from experiments.cli import UserError
-from experiments.planning import measure
-from experiments.training import train_and_evaluate
+from experiments.app.errors import UserError
+from experiments.cost.compiled import measure
+from experiments.recipe.build import build
+from experiments.training.checkpoint import Checkpoints
 from jaxlocal import DataParallel, data
 from jaxlocal.data.stream import centre_box, random_box
 from jaxlocal.executors import ONE_DEVICE
 from tests import pictures
-from tests.programs import ROOT, assert_one_line_error, program
+from tests.programs import ROOT, assert_one_line_error, program, train
 from tests.test_programs import digits
 
 TRAIN, VALIDATION = 40, 11
@@ -182,7 +181,7 @@ def config(directory, **changes):
 
 def checkpoint(workdir, config):
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        return jax.device_get(checkpoints.restore(4, build(config).init(config)).blocks)
+        return jax.device_get(checkpoints.restore(4, build(config).init()).blocks)
 
 
 @pytest.mark.slow
@@ -190,12 +189,10 @@ def checkpoint(workdir, config):
 def test_a_run_that_goes_on_ends_as_the_whole_one(directory, tmp_path, data_parallel):
     """On one device, with another number of workers, too."""
     c = config(directory, data_parallel=data_parallel)
-    whole = train_and_evaluate(c, tmp_path / "whole")
+    whole = train(c, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
-    again = train_and_evaluate(
-        config(directory, data_parallel=data_parallel, workers=int(not data_parallel)), tmp_path / "cut"
-    )
+    again = train(config(directory, data_parallel=data_parallel, workers=int(not data_parallel)), tmp_path / "cut")
     assert again.history == whole.history
     chex.assert_trees_all_equal(*(checkpoint(tmp_path / name, c) for name in ("whole", "cut")))
     assert whole.about["train_examples"] == TRAIN
@@ -206,7 +203,7 @@ def test_imagenet_by_mock(tmp_path):
     """One step on what stands in for ImageNet: 1000 classes, the split validation."""
     with tfds.testing.mock_data(as_data_source_fn=pictures.in_place_of_tfds):
         c = config("", dataset="imagenet2012", data_dir="", duration="1 steps", eval_every="1 steps")
-        results = train_and_evaluate(c, tmp_path)
+        results = train(c, tmp_path)
     assert results.about["test_examples"] == 64
     assert np.isfinite(results.seeds[0][-1]["loss"])
 
@@ -216,11 +213,11 @@ def test_a_plan_reads_no_example(directory, monkeypatch):
     c = config(directory, batch_size=32)  # large beside what an update does whatever the batch
     dataset = build(c).dataset
     monkeypatch.setattr(data.stream.Records, "read", lambda *_: pytest.fail("read"))
-    plan = measure(c, dataset)
+    plan = measure(build(c, dataset))
     batch = 32 * (16 * 16 * 3 + 4)
     assert plan.data == 0
     assert plan.cost.total > 3 * batch  # two more wait on the device
-    parallel = measure(config(directory, batch_size=32, data_parallel=True), dataset)
+    parallel = measure(build(config(directory, batch_size=32, data_parallel=True), dataset))
     assert parallel.cost.flops == pytest.approx(plan.cost.flops, rel=0.1)
 
 
@@ -235,7 +232,7 @@ def test_a_damaged_example_gets_one_line(tmp_path, workers, split, index):
     with pytest.raises(
         UserError, match=rf"^data set tiny_pictures, split {split}: example \d cannot be read"
     ) as raised:
-        train_and_evaluate(c, tmp_path / "run")
+        train(c, tmp_path / "run")
     assert "\n" not in str(raised.value)
 
 
@@ -288,7 +285,7 @@ def test_prepare_knows_all_sets(directory):
 
 @pytest.mark.slow
 def test_evaluate_by_workers_leaves_no_warning(directory, tmp_path):
-    train_and_evaluate(config(directory, duration="1 steps", eval_every="1 steps", workers=1), tmp_path)
+    train(config(directory, duration="1 steps", eval_every="1 steps", workers=1), tmp_path)
     done = program("evaluate", f"--workdir={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")
 

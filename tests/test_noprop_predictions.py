@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import build, predict
-from experiments.trained import Trained
+from experiments.recipe.build import build, rebuilt
+from experiments.training import classify
+from experiments.training.trained import Trained
 from jaxlocal import Batch, DataParallel, Network, Task, diagnostics, fused, make_blocks, models, rules, streamed
 from jaxlocal.data.augment import RECIPES, STREAMED, normalise
 from jaxlocal.diffusion import normal_of
@@ -107,12 +108,11 @@ def test_no_batch_size_changes_an_evaluation_or_a_prediction():
         eval_batch_size=20,
         eval_examples=20,
     )
-    experiment = build.build(config)
-    state = experiment.init(config)
-    whole = build.evaluate(experiment, state, config)
-    config.eval_batch_size = 7
-    chex.assert_trees_all_close(build.evaluate(experiment, state, config), whole, rtol=1e-4)
-    trained = Trained(config, experiment, 0, state)
+    experiment = build(config)
+    state = experiment.init()
+    whole = experiment.evaluate(state)
+    chex.assert_trees_all_close(rebuilt(experiment, eval_batch_size=7).evaluate(state), whole, rtol=1e-4)
+    trained = Trained(experiment, 0, state)
     images = np.random.default_rng(0).integers(0, 256, (5, *experiment.dataset.example(1).input.shape[1:]), np.uint8)
-    together = predict.predict(trained, images)
-    np.testing.assert_allclose(predict.predict(trained, images[3:4]), together[:, 3:4], rtol=1e-4)
+    together = classify.predict(trained, images)
+    np.testing.assert_allclose(classify.predict(trained, images[3:4]), together[:, 3:4], rtol=1e-4)

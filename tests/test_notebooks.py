@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from experiments.notebook import printing_in_place
+from experiments.training.notebook import printing_in_place
 from tests.programs import ROOT
 
 # What takes the place of the cell tagged `parameters`.

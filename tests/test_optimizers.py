@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.optimizers import cosine_with_warmup, sgd
+from jaxlocal.optimizers import cosine_with_warmup, sgd
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(400, 10), (20, 2), (7, 0), (1, 0)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import reference
+from experiments.reference import names
 from tests.programs import assert_one_line_error, program
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,6 +104,6 @@ def test_no_file():
 @pytest.mark.parametrize(("shape", "reference_shape"), [((3, 3, 4, 5), (5, 4, 3, 3)), ((6, 7), (7, 6)), ((8,), (8,))])
 def test_layouts_are_inverse(shape, reference_shape):
     x = np.random.default_rng(0).standard_normal(shape)
-    there = reference.to_reference(x)
+    there = names.to_reference(x)
     assert there.shape == reference_shape
-    np.testing.assert_array_equal(reference.from_reference(there), x)
+    np.testing.assert_array_equal(names.from_reference(there), x)

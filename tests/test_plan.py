@@ -3,15 +3,16 @@
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import cost, planning
-from experiments.build import build, parse_memory
-from experiments.cli import UserError
+from experiments.app.calls import parse_calls
+from experiments.app.errors import UserError
 from experiments.configs import common
-from experiments.cost import MIB
-from experiments.planning import Cutter, DoesNotFitError, Measured, measure, search, settled, unit_costs
-from experiments.registry import parse_calls
+from experiments.cost import search as searching
+from experiments.cost.compiled import Measured, measure, unit_costs
+from experiments.cost.search import DoesNotFitError, cutter_of, search, settled
+from experiments.recipe.build import build
+from experiments.recipe.fields import parse_memory
 from jaxlocal import data
-from jaxlocal.task import Task
+from jaxlocal.executors import MIB, cost_of
 from tests.programs import assert_one_line_error, program
 
 DATASET = data.InMemory(data.load("random_8_10_1024"))
@@ -56,30 +57,30 @@ def test_a_smaller_budget_takes_more_blocks(plans):
 
 @pytest.mark.slow
 def test_a_plan_is_the_step_that_training_compiles(plans):
-    config = config_of("greedy", cuts=plans[4].config.cuts, executor=plans[4].config.executor)
+    config = config_of("greedy", cuts=plans[4].experiment.config.cuts, executor=plans[4].experiment.config.executor)
     experiment = build(config, DATASET)
     assert experiment.network.cuts == plans[4].cuts
-    state, examples = experiment.init(config), cost.examples(experiment, config)
-    assert cost.of_step(experiment, config, state, examples) == plans[4].cost
+    state, examples = experiment.init(), experiment.data_of(0)
+    assert cost_of(experiment.executor.programs(state, examples), 1024) == plans[4].cost
 
 
 @pytest.mark.slow
 def test_auto_finds_the_cuts_of_the_plan(plans):
-    assert settled(config_of("greedy", cuts="auto:4MiB")) == plans[4].config
+    assert settled(config_of("greedy", cuts="auto:4MiB")).config == plans[4].experiment.config
 
 
 def test_the_first_executor_that_fits_is_taken():
     budget = 8 * MIB  # enough for one block, by any
     for executors in (["fused", "streamed"], ["streamed+offload", "fused"]):
         plan = search(config_of("greedy"), DATASET, budget, executors)
-        assert (plan.config.executor, plan.cuts) == (executors[0], ())
+        assert (plan.experiment.config.executor, plan.cuts) == (executors[0], ())
 
 
 def test_a_streamed_plan_is_the_step_that_training_compiles():
     config = config_of("greedy", cuts="3", executor="streamed")
     experiment = build(config, DATASET)
-    state, examples = experiment.init(config), cost.examples(experiment, config)
-    assert cost.of_step(experiment, config, state, examples) == measure(config, DATASET).cost
+    state, examples = experiment.init(), experiment.data_of(0)
+    assert cost_of(experiment.executor.programs(state, examples), 1024) == measure(build(config, DATASET)).cost
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_streamed_plan_is_the_step_that_training_compiles():
 )
 def test_the_rule_is_given_the_cuts_that_it_drops(rule, fewest, given, kept):
     config = config_of(rule)
-    cutter = Cutter(config, Task(10))
+    cutter = cutter_of(config, DATASET)[1]
     assert cutter.fewest == fewest
     assert cutter.cut([1.0] * 8, 2) == given
     config.cuts = ",".join(map(str, given))
@@ -102,13 +103,13 @@ def test_the_rule_is_given_the_cuts_that_it_drops(rule, fewest, given, kept):
 
 
 def test_a_rule_of_one_block_is_given_all_cuts():
-    assert Cutter(config_of("deep_supervision(greedy)"), Task(10)).most == 1
-    assert Cutter(config_of("deep_supervision(greedy)"), Task(10)).cut([1.0] * 8, 1) == (1, 2, 3, 4, 5, 6, 7)
+    assert cutter_of(config_of("deep_supervision(greedy)"), DATASET)[1].most == 1
+    assert cutter_of(config_of("deep_supervision(greedy)"), DATASET)[1].cut([1.0] * 8, 1) == (1, 2, 3, 4, 5, 6, 7)
 
 
 def test_blocks_are_balanced_by_what_was_measured():
     """Until something is known, units add up; then only a share of those beside the dearest does."""
-    cutter = Cutter(config_of("greedy"), Task(10))
+    cutter = cutter_of(config_of("greedy"), DATASET)[1]
     costs = [3.0, *[2.0] * 7]
     assert cutter.cut(costs, 2) == (4,)  # 9 and 8
     cutter.correct((4,), 4.5)  # a quarter of what units beside the dearest take alone
@@ -117,7 +118,7 @@ def test_blocks_are_balanced_by_what_was_measured():
 
 
 def test_units_have_the_heads_that_they_would_end_a_block_with():
-    units = unit_costs(config_of("auglocal(depth=2)"), DATASET)
+    units = unit_costs(*cutter_of(config_of("auglocal(depth=2)"), DATASET))
     assert [unit.output for unit in units] == [(64,)] * 8
     assert all(unit.temporaries > 0 and unit.unit > 0 and unit.head > 0 for unit in units)
     assert units[0].head > 5 * units[-1].head  # two units and a classifier, and a classifier
@@ -127,7 +128,7 @@ def test_units_have_the_heads_that_they_would_end_a_block_with():
 def test_an_impossible_budget_names_the_smallest_step():
     with pytest.raises(DoesNotFitError) as error:
         search(config_of("greedy"), DATASET, 100 * 1024, ["fused"])
-    smallest = min(measure(config_of("greedy", cuts=cuts), DATASET).cost.total for cuts in ("all", "even:1"))
+    smallest = min(measure(build(config_of("greedy", cuts=cuts), DATASET)).cost.total for cuts in ("all", "even:1"))
     assert str(error.value).startswith(
         f"no cuts make greedy fit 0.1 MiB at batch size 1024: the smallest step found takes {smallest / MIB:,.1f} MiB, "
         "in 8 blocks by fused"
@@ -154,18 +155,18 @@ def test_the_program_halves_the_batch_where_nothing_fits():
 
 @pytest.mark.slow
 def test_remat_is_shown_where_it_takes_fewer_blocks(monkeypatch):
-    plain = {cuts: measure(config_of("greedy", cuts=cuts), DATASET) for cuts in ("even:1", "2,4")}
+    plain = {cuts: measure(build(config_of("greedy", cuts=cuts), DATASET)) for cuts in ("even:1", "2,4")}
     found = {cuts: measure(config_of("remat(greedy)", cuts=cuts), DATASET) for cuts in ("even:1", "4", "2,4")}
 
     def shown(plan: str, remat: str):
-        monkeypatch.setattr(planning, "search", lambda config, *_: found[remat] if "rule" in config.rule else None)
-        return planning.with_remat(plain[plan], DATASET, 2**30, ["fused"])
+        monkeypatch.setattr(searching, "search", lambda config, *_: found[remat] if "rule" in config.rule else None)
+        return searching.with_remat(plain[plan], 2**30, ["fused"])
 
     assert shown("2,4", "4") == (found["4"],)
     assert shown("2,4", "2,4") == ()  # as many
     assert shown("2,4", "even:1") == ()  # that is remat(backprop)
     assert shown("even:1", "4") == ()
-    assert planning.with_remat(found["2,4"], DATASET, 2**30, ["fused"]) == ()
+    assert searching.with_remat(found["2,4"], 2**30, ["fused"]) == ()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.cli import DIVERGED, LOST
-from experiments.record import read_history
+from experiments.app.errors import DIVERGED, LOST
+from experiments.app.files import read_lines
 from tests.programs import ROOT, assert_one_line_error, program
 
 DIGITS = "--config=experiments/configs/auglocal_digits.py:smoke"
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_does(way, tmp_path):
     trained(*flags, f"--workdir={tmp_path / 'two'}")
     alone = [flag for flag in flags if "data_parallel" not in flag and "executor" not in flag]
     assert program("train", *alone, f"--workdir={tmp_path / 'one'}").returncode == 0
-    lines = [read_history(tmp_path / which / "metrics.jsonl") for which in ("two", "one")]
+    lines = [read_lines(tmp_path / which / "metrics.jsonl") for which in ("two", "one")]
     assert len(lines[0]) == 5
     for found, expected in zip(*lines, strict=True):
         assert found.keys() == expected.keys()
@@ -86,7 +86,7 @@ def test_the_loss_of_a_process_ends_the_other_and_nothing_is_lost(lost, tmp_path
     for process in both:
         process.communicate(timeout=120)
         assert process.returncode == 128 + signal.SIGTERM
-    steps = [line["step"] for line in read_history(tmp_path / "metrics.jsonl") if line["split"] == "train"]
+    steps = [line["step"] for line in read_lines(tmp_path / "metrics.jsonl") if line["split"] == "train"]
     assert steps == list(range(2, steps[-1] + 2, 2))  # neither lost nor repeated
 
 

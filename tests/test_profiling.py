@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.profiling import NO_BLOCK, classify, spent, table
+from experiments.training.profiling import NO_BLOCK, classify, spent, table
 from jaxlocal import rules
 from jaxlocal.executors.compiler import compiler_options
 from tests import toy

@@ -15,17 +15,19 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from experiments import analyze, cost, registry
-from experiments.build import build, evaluate, parse_duration
-from experiments.checkpoint import Checkpoints
-from experiments.cli import NotSavedError, UserError
-from experiments.record import read_history
-from experiments.trained import restore
-from experiments.training import train_and_evaluate
-from experiments.workdir import claimed
+from experiments.app.calls import parse_calls
+from experiments.app.errors import NotSavedError, UserError
+from experiments.app.files import read_lines
+from experiments.pages import inside
+from experiments.recipe import registry
+from experiments.recipe.build import build, rebuilt
+from experiments.recipe.fields import parse_duration
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.trained import restore
+from experiments.training.workdir import claimed
 from jaxlocal import data, diagnostics, rules
 from tests import pictures
-from tests.programs import ROOT, assert_one_line_error, program
+from tests.programs import ROOT, assert_one_line_error, program, train
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
 SLOW = {
@@ -66,7 +68,7 @@ def test_every_config_has_a_smoke_form_that_trains(path, tmp_path):
     source = None if data.is_small(config.dataset) else pictures.in_place_of_tfds
     adam = jax.numpy_dtype_promotion("standard")  # optax's mixes integers and floats
     with adam, tfds.testing.mock_data(num_examples=64, as_data_source_fn=source):
-        results = train_and_evaluate(config, tmp_path)
+        results = train(config, tmp_path)
     assert results.stopped_by is None
     assert [line["step"] for line in results.history if line["split"] == "train"] == [2, 4]
     assert all(np.isfinite(block["loss"]) for block in results.seeds[0])
@@ -140,7 +142,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     content["config"]["duration"] = "40 steps"
     (tmp_path / "config.json").write_text(json.dumps(content))
-    results = train_and_evaluate(config, tmp_path)
+    results = train(config, tmp_path)
     steps = [line["step"] for line in results.history if line["split"] == "train"]
     assert steps == list(range(1, 41))
 
@@ -148,7 +150,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
 def test_last_and_best_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     experiment = build(digits())
-    state = experiment.init(digits())
+    state = experiment.init()
     for step, accuracy in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.6), (5, 0.4)):
         checkpoints.save(step, state, accuracy)
     checkpoints.save(6, state)
@@ -160,20 +162,20 @@ def test_last_and_best_checkpoints_are_kept(tmp_path):
 
 @pytest.mark.slow
 def test_evaluate_and_a_finished_run(tmp_path):
-    trained = train_and_evaluate(digits(), tmp_path)
+    trained = train(digits(), tmp_path)
     done = program("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["step"] == 4
     np.testing.assert_allclose(result["accuracy"], [block["accuracy"] for block in trained.seeds[0]], atol=1e-6)
-    again = train_and_evaluate(digits(), tmp_path)
+    again = train(digits(), tmp_path)
     assert len(again.history) == len(trained.history)
     assert list(again.seeds) == list(trained.seeds)
 
 
 @pytest.mark.slow
 def test_evaluating_leaves_the_workdir_alone(tmp_path):
-    train_and_evaluate(digits(), tmp_path)
+    train(digits(), tmp_path)
     unfinished = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"  # as a run beside it may be writing
     unfinished.mkdir()
     before = sorted(tmp_path.rglob("*"))
@@ -238,7 +240,7 @@ def test_bad_comparisons_get_one_line(tmp_path, flags, words):
 )
 def test_bad_rules_get_one_line(text, message):
     def built():
-        return [build(digits(rule=spec)) for spec in registry.parse_calls(text, "rules", {"name": "auglocal"}).values()]
+        return [build(digits(rule=spec)) for spec in parse_calls(text, "rules", {"name": "auglocal"}).values()]
 
     with pytest.raises(UserError, match=message):
         built()
@@ -246,9 +248,7 @@ def test_bad_rules_get_one_line(text, message):
 
 def test_rules_are_written_as_calls():
     own = {"name": "auglocal", "depth": 3}
-    assert registry.parse_calls(
-        "auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", "rules", own
-    ) == {
+    assert parse_calls("auglocal, man(infopro(contrast=True), decay=0.9), auglocal(depth=1)", "rules", own) == {
         "auglocal": own,
         "man(infopro(contrast=True), decay=0.9)": {
             "name": "man",
@@ -301,16 +301,16 @@ def test_an_interrupted_comparison_goes_on(tmp_path):
     assert "measuring" not in again.stdout
     assert "goes on at step" in again.stdout
     for path in tmp_path.glob("*/seed_*/metrics.jsonl"):
-        steps = [line["step"] for line in read_history(path) if line["split"] == "train"]
+        steps = [line["step"] for line in read_lines(path) if line["split"] == "train"]
         assert steps == list(range(1, 61))
 
 
 @pytest.mark.slow
 def test_seeds_trained_together_are_those_trained_alone(tmp_path):
     """The same numbers at the first logged step; then rounding, which differs, grows with every update."""
-    together = train_and_evaluate(digits(seed=5, seeds=2), tmp_path / "together")
+    together = train(digits(seed=5, seeds=2), tmp_path / "together")
     for i in range(2):
-        alone = train_and_evaluate(digits(seed=5 + i), tmp_path / f"{i}")
+        alone = train(digits(seed=5 + i), tmp_path / f"{i}")
         mine = [line for line in together.history if line["seed"] == 5 + i]
         assert [(line["step"], line["split"]) for line in mine] == [(n["step"], n["split"]) for n in alone.history]
         np.testing.assert_allclose(mine[0]["loss"], alone.history[0]["loss"], rtol=1e-4)
@@ -329,10 +329,10 @@ def test_accumulated_batches_make_the_update_of_one_large_batch():
         model, rule = {"name": "mlp", "features": (32, 32)}, {"name": "greedy"}
         config = digits(model=model, rule=rule, batch_size=batch_size, accumulate=accumulate)
         experiment = build(config)
-        state = experiment.init(config)
+        state = experiment.init()
         before = jax.tree.map(np.asarray, state.blocks[0].variables["params"])
         for step in range(accumulate):
-            batch = cost.examples(experiment, config, step)
+            batch = experiment.data_of(step)
             with jax.numpy_dtype_promotion("standard"):  # MultiSteps counts in integers
                 state, _ = experiment.executor.step(state, batch)
         states.append([block.variables["params"] for block in state.blocks])
@@ -348,7 +348,7 @@ def test_list_names_everything():
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    train_and_evaluate(digits(), tmp_path)
+    train(digits(), tmp_path)
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
@@ -482,11 +482,11 @@ def test_a_missing_field_gets_one_line(field):
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
-    train_and_evaluate(digits(), tmp_path)
+    train(digits(), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(UserError, match=r"config.seed=0, now 1 is given"):
-        train_and_evaluate(digits(seed=1), tmp_path)
-    train_and_evaluate(digits(eval_batch_size=7), tmp_path)  # nothing that the run's results depend on
+        train(digits(seed=1), tmp_path)
+    train(digits(eval_batch_size=7), tmp_path)  # nothing that the run's results depend on
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
@@ -523,11 +523,11 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage, capfd):
     """The run goes on from the one before, and ends as if nothing had happened."""
-    whole = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
+    whole = train(digits(eval_every="2 steps"), tmp_path)
     expected = (tmp_path / "metrics.jsonl").read_text()
     DAMAGES[damage](tmp_path / "checkpoints" / "4")
     assert_one_line_error(program("evaluate", f"--workdir={tmp_path}"), "checkpoints/4", "cannot be restored")
-    again = train_and_evaluate(digits(eval_every="2 steps"), tmp_path)
+    again = train(digits(eval_every="2 steps"), tmp_path)
     assert "warning: checkpoint" in capfd.readouterr().err
     assert (tmp_path / "damaged" / "4").exists()
     assert list(again.seeds) == list(whole.seeds)
@@ -537,10 +537,10 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage, capfd):
 @pytest.mark.slow
 def test_a_step_that_is_damaged_again_is_set_aside_again(tmp_path, capfd):
     config = digits(eval_every="2 steps")
-    train_and_evaluate(config, tmp_path)
+    train(config, tmp_path)
     for name in ("4", "4.1"):
         flip_a_byte(tmp_path / "checkpoints" / "4")
-        train_and_evaluate(config, tmp_path)
+        train(config, tmp_path)
         assert f"it is in {tmp_path / 'damaged' / name} now" in capfd.readouterr().err
     assert restore(tmp_path).step == 4
 
@@ -564,19 +564,19 @@ ALONE = {
 
 @pytest.mark.parametrize("damage", ALONE)
 def test_nothing_is_lost_when_no_checkpoint_is_intact(tmp_path, damage):
-    train_and_evaluate(digits(), tmp_path)
+    train(digits(), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     hurt, said = ALONE[damage]
     hurt(tmp_path / "checkpoints" / "4")
     with pytest.raises(UserError, match=rf"no checkpoint is intact, give another --workdir .*{said}"):
-        train_and_evaluate(digits(), tmp_path)
+        train(digits(), tmp_path)
     assert (tmp_path / "checkpoints" / "4").exists()
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_a_checkpoint_before_the_last_one_is_not_lost_in_silence(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    state = build(digits()).init(digits())
+    state = build(digits()).init()
     checkpoints.save(2, state)
     with pytest.raises(NotSavedError, match="step 1 is not later than those that are there; step 2 is intact"):
         checkpoints.save(1, state)
@@ -585,7 +585,7 @@ def test_a_checkpoint_before_the_last_one_is_not_lost_in_silence(tmp_path):
 
 def test_best_is_none_until_something_was_evaluated(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, build(digits()).init(digits()))
+    checkpoints.save(1, build(digits()).init())
     assert (checkpoints.step("last"), checkpoints.step("best")) == (1, None)
     checkpoints.close()
 
@@ -594,8 +594,8 @@ def test_best_is_none_until_something_was_evaluated(tmp_path):
 @pytest.mark.parametrize("batch_size", [7, 100])
 def test_evaluation_does_not_depend_on_its_batch(batch_size):
     experiment = build(digits())
-    state = experiment.init(digits())
-    (got,), (expected,) = (evaluate(experiment, state, digits(eval_batch_size=n)) for n in (batch_size, 50))
+    state = experiment.init()
+    (got,), (expected,) = (rebuilt(experiment, eval_batch_size=n).evaluate(state) for n in (batch_size, 50))
     for ours, theirs in zip(got, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -605,7 +605,7 @@ def test_label_smoothing_reaches_the_loss():
     for smoothing in (0.0, 0.5):
         config = digits(label_smoothing=smoothing)
         experiment = build(config)
-        losses.append(evaluate(experiment, experiment.init(digits()), config)[0][0]["loss"])
+        losses.append(experiment.evaluate(experiment.init())[0][0]["loss"])
     assert losses[0] != losses[1]
 
 
@@ -635,35 +635,35 @@ def test_durations(text, expected):
 def test_a_metrics_file_cut_short_loses_only_its_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "test"}\n{"step": 2, "split": "test"}\n{"st')
-    assert [line["step"] for line in read_history(path)] == [1, 2]
+    assert [line["step"] for line in read_lines(path)] == [1, 2]
 
 
 @pytest.mark.parametrize("damaged", [b'{"step": 1,', b"\xff", b"7", b"{}"])
 def test_a_damaged_line_between_others_ends_in_one_line(tmp_path, damaged):
-    train_and_evaluate(digits(), tmp_path)
+    train(digits(), tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
     content = b"\n".join([lines[0], damaged, *lines[2:]])
     (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged in line 2 of 3"):
-        train_and_evaluate(digits(), tmp_path)
+        train(digits(), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == content
 
 
 def test_a_run_whose_test_loss_was_not_finite_is_shown_again(tmp_path):
-    train_and_evaluate(digits(), tmp_path)
+    train(digits(), tmp_path)
     path = tmp_path / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[-1]["loss"][0] = None
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert np.isnan(train_and_evaluate(digits(), tmp_path).seeds[0][0]["loss"])
+    assert np.isnan(train(digits(), tmp_path).seeds[0][0]["loss"])
 
 
 def test_a_workdir_that_cannot_be_one_ends_in_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read: File name too long"):
-        train_and_evaluate(digits(), tmp_path / ("x" * 300))
+        train(digits(), tmp_path / ("x" * 300))
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match=r"cannot be written"):
-        train_and_evaluate(digits(), tmp_path)
+        train(digits(), tmp_path)
 
 
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path):
@@ -678,9 +678,9 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_offloaded_states_is_looked_at_without_them(tmp_path):
-    train_and_evaluate(digits(executor="streamed+offload"), tmp_path)
+    train(digits(executor="streamed+offload"), tmp_path)
     run = restore(tmp_path)
-    batch = next(analyze.batches(run, "test", 4))
+    batch = next(inside.batches(run, "test", 4))
     seen = diagnostics.observe(run.experiment.blocks, run.experiment.feed, run.state, batch, dtype=np.float32)
     assert len(seen.units) == 6
 
@@ -690,6 +690,6 @@ def test_the_demo_reaches_its_accuracy(tmp_path):
     """AugLocal on digits, at full length: at least 98% at the last exit, within two minutes of training."""
     began = time.monotonic()
     config = get_config(ROOT / "experiments" / "configs" / "auglocal_digits.py")
-    results = train_and_evaluate(config, tmp_path)
+    results = train(config, tmp_path)
     assert results.seeds[0][-1]["accuracy"] >= 0.98
     print(f"trained in {time.monotonic() - began:.0f} s")

@@ -29,7 +29,9 @@ def test_links_lead_somewhere():
 
 
 def test_printed_commands_have_flags_that_there_are():
-    shared = "".join((ROOT / "experiments" / name).read_text() for name in ("bench.py", "cli.py", "processes.py"))
+    shared = "".join(
+        (ROOT / "experiments" / name).read_text() for name in ("trials/cases.py", "app/program.py", "app/processes.py")
+    )
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         for module, arguments in re.findall(r"python -m (experiments\.\w+)([^\n`]*)", text):

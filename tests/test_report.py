@@ -7,13 +7,12 @@ from html.parser import HTMLParser
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import pictures
-from experiments.cli import NOT_SAVED, UserError
+from experiments.app.calls import parse_calls
+from experiments.app.errors import NOT_SAVED, UserError
 from experiments.configs import common
-from experiments.registry import parse_calls
-from experiments.report import page, read
-from experiments.training import train_and_evaluate
-from tests.programs import assert_one_line_error, program
+from experiments.drawing import figures
+from experiments.pages.report import page, read
+from tests.programs import assert_one_line_error, program, train
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "br"}
@@ -51,7 +50,7 @@ def runs(tmp_path_factory):
         config = common.finish(common.digits(), "smoke")
         config.model = ConfigDict({"name": "mlp", "features": (8, 8, 8)})
         config.rule, config.seeds = ConfigDict(parse_calls(rule, "rule")[rule]), seeds
-        train_and_evaluate(config, directory / name)
+        train(config, directory / name)
     return [directory / name for name in ("plain", "<b>&seeds", "deep")]
 
 
@@ -79,7 +78,7 @@ def test_pictures_of_an_analysis_are_in_the_page_but_nothing_that_acts(runs, tmp
     shutil.copytree(runs[0], tmp_path / "run")
     picture = tmp_path / "run" / "analysis" / "probes.svg"
     picture.parent.mkdir()
-    picture.write_text(pictures.svg(pictures.bars([1.0, 2.0], "block", "what only this one says")))
+    picture.write_text(figures.svg(figures.bars([1.0, 2.0], "block", "what only this one says")))
     assert "what only this one says" in page(read([tmp_path / "run"]))
     svg = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{}</svg>'
     for bad in (

@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.model_parallel import ModelParallel, measure_units
-from experiments.simulator import (
+from experiments.trials.simulator import (
     Profile,
     best_of_backprop,
     best_of_blocks,
@@ -16,6 +15,7 @@ from experiments.simulator import (
 )
 from jaxlocal import rules
 from jaxlocal.executors import OneDevice
+from jaxlocal.executors.model_parallel import ModelParallel, measure_units
 from tests import toy
 from tests.programs import assert_one_line_error, program
 

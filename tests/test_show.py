@@ -6,10 +6,11 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import cost, planning, show
-from experiments.build import build, describe
+from experiments.app.calls import parse_calls
 from experiments.configs import common
-from experiments.registry import parse_calls
+from experiments.cost.compiled import block_costs, lowered_flops
+from experiments.pages import network
+from experiments.recipe.build import build
 from tests.programs import assert_one_line_error, program
 
 
@@ -21,12 +22,12 @@ def digits(rule: str, **changes) -> ConfigDict:
     return config
 
 
-def shown(rule: str, **changes) -> tuple[show.Shown, ...]:
+def shown(rule: str, **changes) -> tuple[network.Shown, ...]:
     config = digits(rule, **changes)
-    return show.blocks_of(build(config), config)
+    return network.blocks_of(build(config), config)
 
 
-def kinds(block: show.Shown) -> list[list[str]]:
+def kinds(block: network.Shown) -> list[list[str]]:
     return [[part.kind for part in chain] for chain in block.heads]
 
 
@@ -55,8 +56,8 @@ def test_the_head_under_man_stands_one_unit_further_on():
 def test_units_and_parameters_are_those_of_the_state(rule):
     config = digits(rule)
     experiment = build(config)
-    blocks = show.blocks_of(experiment, config)
-    counts = describe(experiment, jax.eval_shape(lambda: experiment.init(config)))["parameters"]
+    blocks = network.blocks_of(experiment)
+    counts = experiment.describe(jax.eval_shape(experiment.init))["parameters"]
     assert [block.head_parameters for block in blocks] == [count["head"] for count in counts]
     classifier = counts[-1]["network"] - sum(unit.parameters for unit in blocks[-1].units)
     assert 0 < classifier < 2000
@@ -70,8 +71,8 @@ def test_the_blocks_add_up_to_the_step():
     """One way to measure: the blocks' computation is that of the step before it is compiled, but for the optimizer."""
     config = digits("auglocal")
     experiment = build(config)
-    costs = planning.block_costs(experiment, config)
-    whole = cost.lowered_flops(experiment, config)
+    costs = block_costs(experiment)
+    whole = lowered_flops(experiment)
     assert sum(block.units + block.head for block in costs) == pytest.approx(whole, rel=0.02)
     assert all(block.temporaries > 0 for block in costs)
 

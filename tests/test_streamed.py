@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.checkpoint import Checkpoints
+from experiments.training.checkpoint import Checkpoints
 from jaxlocal import (
     Batch,
     LocalRule,

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.summary import Results, exit_errors, side_by_side, spread
+from experiments.drawing.tables import spread
+from experiments.training.results import Results, exit_errors, side_by_side
 
 
 def test_exits_of_blocks_in_order():

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench import Case, built
-from experiments.cli import UserError
-from experiments.reference import to_reference
-from experiments.torch_twin import has_twin, pytorch, steps, twin_of
+from experiments.app.errors import UserError
+from experiments.reference.names import to_reference
+from experiments.trials.cases import Case, built
+from experiments.trials.torch_twin import has_twin, pytorch, steps, twin_of
 from jaxlocal.executors.fused import train_step
 from jaxlocal.objective import Batch
 from jaxlocal.variables import size
@@ -46,8 +46,8 @@ needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is an
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label())
 def test_losses_are_ours(case):
     torch = pytorch()
-    experiment, config = built(case)
-    state = experiment.init(config)
+    experiment = built(case)
+    state = experiment.init()
     twin = twin_of(case, experiment.network, torch.channels_last)
     assert has_twin(case)
     assert twin.parameters == size([block.variables["params"] for block in state.blocks])
@@ -74,15 +74,15 @@ def test_what_has_no_twin(other):
 
 @needs_torch
 def test_another_number_of_parameters_is_an_error():
-    experiment, _ = built(CASE)
+    experiment = built(CASE)
     with pytest.raises(ValueError, match="twin in PyTorch"):
         steps(CASE, experiment.network, 1)
 
 
 @needs_torch
 def test_steps_take_time():
-    experiment, config = built(CASE)
-    parameters = size([b.variables["params"] for b in jax.eval_shape(lambda: experiment.init(config)).blocks])
+    experiment = built(CASE)
+    parameters = size([b.variables["params"] for b in jax.eval_shape(experiment.init).blocks])
     for run in steps(CASE, experiment.network, parameters).values():
         assert 0 < run(1) < 60
 

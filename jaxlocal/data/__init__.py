@@ -1,6 +1,7 @@
 """Data sets: small ones decoded once and kept on the device, others read and decoded as they are needed."""
 
 from jaxlocal.data.augment import RECIPES, Decoded, Examples, Recipe, decoded, prepare_with, recipe
+from jaxlocal.data.described import Described
 from jaxlocal.data.inputs import Devices, InMemory, Input
 from jaxlocal.data.order import batch_indices, steps_per_epoch
 from jaxlocal.data.prototypes import prototypes
@@ -12,6 +13,7 @@ __all__ = [
     "RECIPES",
     "Dataset",
     "Decoded",
+    "Described",
     "Devices",
     "Examples",
     "InMemory",

@@ -1,5 +1,6 @@
 """Crop, flip and normalisation, on the device and inside the step."""
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -73,8 +74,8 @@ STREAMED = Recipe((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), flip=True)
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a data set in memory; noise is treated as CIFAR-10, so that it costs as much."""
-    return _CIFAR if name.startswith("random_") else RECIPES[name]
+    """The recipe of a data set in memory, turned or not; noise is treated as CIFAR-10, so that it costs as much."""
+    return _CIFAR if name.startswith("random_") else RECIPES[re.sub(r"^rotated_\d+_", "", name)]
 
 
 def random_crop(image: Array, key: Key, pad: int, mode: str) -> Array:

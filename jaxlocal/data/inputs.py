@@ -92,6 +92,14 @@ class Input(Protocol):
         """Every example to evaluate once, in order: how many there are, and their data on the devices."""
 
 
+def middle_box(shape: tuple[int, ...], width: int, height: int) -> Box:
+    """The middle of an image of that size, as large as it can be with the sides of ``(h, w, c)``."""
+    h, w, _ = shape
+    scale = min(width / w, height / h)
+    left, upper = (width - scale * w) / 2, (height - scale * h) / 2
+    return left, upper, left + scale * w, upper + scale * h
+
+
 def _check(dataset: Dataset) -> None:
     for name, (image, label) in (("train", dataset.train), ("test", dataset.test)):
         where = f"data set {dataset.name}, split {name}"
@@ -138,11 +146,8 @@ class InMemory:
         return example_images(n, self._train.image.shape[1:])
 
     def box(self, width: int, height: int) -> Box:
-        """The middle, as large as it can be."""
-        h, w, _ = self._train.image.shape[1:]
-        scale = min(width / w, height / h)
-        left, upper = (width - scale * w) / 2, (height - scale * h) / 2
-        return left, upper, left + scale * w, upper + scale * h
+        """As :func:`middle_box`."""
+        return middle_box(self._train.image.shape[1:], width, height)
 
     def prototypes(self) -> np.ndarray:
         """As :func:`jaxlocal.data.prototypes`."""

@@ -1,6 +1,7 @@
 """Executors run one step of all blocks; they differ in what is compiled together and where it lives."""
 
 from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.cost import MIB, Cost, cost_of
 from jaxlocal.executors.data_parallel import ONE_DEVICE, DataParallel, OneDevice, Placement
 from jaxlocal.executors.fused import fused
 from jaxlocal.executors.pipelined import block_seconds, pipelined
@@ -8,8 +9,10 @@ from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState
 from jaxlocal.executors.streamed import streamed
 
 __all__ = [
+    "MIB",
     "ONE_DEVICE",
     "BlockMetrics",
+    "Cost",
     "DataParallel",
     "Executor",
     "OneDevice",
@@ -18,6 +21,7 @@ __all__ = [
     "TrainState",
     "block_seconds",
     "compiler_options",
+    "cost_of",
     "fused",
     "pipelined",
     "streamed",

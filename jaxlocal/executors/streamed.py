@@ -16,14 +16,7 @@ from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device, is_traced
-from jaxlocal.executors.loop import (
-    Run,
-    Span,
-    StepKeys,
-    evaluation_keys,
-    init_state,
-    step_keys,
-)
+from jaxlocal.executors.loop import Run, Span, StepKeys, evaluation_keys, init_state, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry

@@ -13,11 +13,7 @@ from jaxlocal.task import Task
 
 
 def greedy() -> Rule:
-    """Global average pool and a dense layer at every cut.
-
-    Args:
-      loss: of every readout.
-    """
+    """Global average pool and a dense layer at every cut."""
 
     def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
         head = readout(Classifier(task.once("greedy")), task.loss)

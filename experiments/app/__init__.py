@@ -1,0 +1,1 @@
+"""How a program starts, fails, writes files, and meets the other processes of its run."""

@@ -1,0 +1,70 @@
+"""Rules and models written as calls: ``man(dgl, decay=0.9)``."""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.app.errors import UserError
+
+
+def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Reads ``auglocal, man(dgl), infopro(contrast=True)``: rules or models as calls, without quotes around them.
+
+    Args:
+      text: what to read.
+      flag: that it was given to.
+      own: a rule with parameters, which a bare mention of its name stands for.
+
+    Returns:
+      The config of each rule, by the text that it was written in.
+
+    Raises:
+      UserError: if it is not a list of calls, or names one twice.
+    """
+
+    def spec(node: ast.expr) -> dict[str, Any]:
+        if isinstance(node, ast.Name):
+            return dict(own) if own and node.id == own["name"] else {"name": node.id}
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > 1:
+            raise ValueError(f"{ast.unparse(node)!r} is not a call")
+        given = {str(keyword.arg): literal(keyword) for keyword in node.keywords}
+        if given.keys() & {"name", "rule", "None"}:
+            raise ValueError(f"{ast.unparse(node)!r} gives the rule it wraps, or its own name, as a keyword")
+        return {"name": node.func.id, **({"rule": spec(node.args[0])} if node.args else {}), **given}
+
+    def literal(keyword: ast.keyword) -> Any:
+        try:
+            return ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ValueError(f"{ast.unparse(keyword)} is no number, truth value, tuple or quoted string") from None
+
+    try:
+        nodes = ast.parse(f"({text},)", mode="eval").body
+        assert isinstance(nodes, ast.Tuple)
+        calls = [(ast.unparse(node), spec(node)) for node in nodes.elts]
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"--{flag}={text}: write calls with commas between, as auglocal,man(dgl),predsim(width=2) ({error})"
+        ) from error
+    if len(dict(calls)) < len(calls):
+        raise UserError(f"--{flag}={text}: name each once")
+    return dict(calls)
+
+
+def innermost(spec: Any) -> Any:
+    """The config, within that of a rule, of the one that wraps no other."""
+    return innermost(spec["rule"]) if "rule" in spec else spec
+
+
+def called(rule: ConfigDict) -> str:
+    """A rule's name, and those of the rules in it: ``remat(auglocal)``."""
+    return f"{rule.name}({called(rule.rule)})" if "rule" in rule else rule.name
+
+
+def as_call(spec: Mapping[str, Any]) -> str:
+    """A rule as a call: ``man(dgl, decay=0.9)``."""
+    inner = [as_call(spec["rule"])] if "rule" in spec else []
+    own = [f"{key}={value!r}" for key, value in spec.items() if key not in ("name", "rule")]
+    return f"{spec['name']}({', '.join(inner + own)})" if inner or own else str(spec["name"])

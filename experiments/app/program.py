@@ -1,0 +1,122 @@
+"""How every program starts, and ends with one line where something that it was given is wrong."""
+
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.app.calls import parse_calls
+from experiments.app.errors import BAD_INPUT, UserError, one_line
+from jaxlocal.data.sources import default_cache_dir
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
+
+
+def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False) -> None:
+    """Parses the flags and runs ``main``; a :class:`UserError` ends in one line and its exit code.
+
+    Args:
+      main: is given the arguments, the program's name first; returns the exit code.
+      arguments: whether there may be any that are no flags.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while importing
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS([_call_as_dict(argument) for argument in argv])
+        except Exception as error:
+            said = one_line(error)
+            names = (argument.split("=")[0] for argument in argv)
+            flag = next((name for name in names if f"'{name.split('.')[-1]}' Did you mean" in said), None)
+            raise _stop(UserError(f"{flag}: {said}") if flag else error) from error
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if len(argv) > 1 and not arguments:
+            raise _stop(UserError(f"unexpected argument {argv[1]!r}: flags are given as --name=value"))
+        cache_compilations()
+        try:
+            return main(argv)
+        except UserError as error:
+            if _DEBUG.value:
+                raise
+            raise _stop(error) from error
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from error
+        except BrokenPipeError as error:  # as under `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from error
+
+    app.run(guarded, flags_parser=parse)
+
+
+def required(flag: flags.FlagHolder, what: str) -> Any:
+    """The value of a flag.
+
+    Raises:
+      UserError: if it was not given.
+    """
+    if not flag.value:
+        raise UserError(f"--{flag.name} is needed: {what}")
+    return flag.value
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs across runs, small ones too: initialisation compiles many.
+
+    Those that cannot be kept (``jaxlocal/executors/compiler.py``) are compiled again, without a warning at each.
+    """
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice
+        return
+    jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _call_as_dict(argument: str) -> str:
+    """``--config.rule=man(dgl)``, as elsewhere, is ``--config.rule={'name': 'man', 'rule': {'name': 'dgl'}}``."""
+    match = re.fullmatch(r"--?(config\.(?:rule|model|optimizer))=([^{].*)", argument, re.DOTALL)
+    if not match:
+        return argument
+    flag, text = match.groups()
+    specs = list(parse_calls(text, flag).values())
+    if len(specs) != 1:
+        raise UserError(f"--{flag}={text}: one call is needed, {len(specs)} are given")
+    return f"--{flag}={specs[0]}"
+
+
+def config_flag(meaning: str) -> Callable[[], ConfigDict]:
+    """Defines ``--config`` and its overrides ``--config.field=value``; returns what reads it.
+
+    The reader raises UserError if no config was given, or its file could not be read.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, meaning)
+
+    def read() -> ConfigDict:
+        if holder.value is None:
+            raise UserError("--config is needed, as in --config=experiments/configs/auglocal_digits.py")
+        try:
+            return holder.value.copy_and_resolve_references()
+        except OSError as error:  # a file that is not there is found out only here
+            reason, where = str(error).splitlines()[-1].strip(), Path(__file__).parents[1] / "configs"
+            near = get_close_matches(reason.split("/")[-1].rstrip("'"), [path.name for path in where.glob("*.py")], n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--config: {reason}; {hint}configs are in {where}") from error
+
+    return read
+
+
+def _stop(error: Exception) -> SystemExit:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return SystemExit(error.code if isinstance(error, UserError) else BAD_INPUT)

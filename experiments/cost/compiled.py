@@ -1,0 +1,171 @@
+"""What a step takes, and what its blocks and units do, by the compiler's analysis: nothing is run, or in memory."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.cost.cutter import Cutter
+from experiments.recipe.experiment import Experiment
+from jaxlocal.block import Block
+from jaxlocal.executors import Cost, Program, cost_of, streamed
+from jaxlocal.executors.cost import Analysis
+from jaxlocal.feed import chain
+from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync
+from jaxlocal.variables import Key, Variables, abstract, nbytes
+
+_known: dict[str, Analysis] = {}  # of this process: candidates of a search have most of their programs in common
+
+
+class Measured(NamedTuple):
+    """An experiment, and what its step takes.
+
+    Attributes:
+      experiment: built; nothing of it is in memory, but for its data set.
+      cost: of the step's own programs, compiled.
+      data: bytes of the training split.
+      state: bytes of all blocks.
+    """
+
+    experiment: Experiment
+    cost: Cost
+    data: int
+    state: int
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Those that the rule left."""
+        return self.experiment.network.cuts
+
+    @property
+    def blocks(self) -> str:
+        """How many there are, in words."""
+        return f"{len(self.cuts) + 1} block{'s' if self.cuts else ''}"
+
+
+def measure(experiment: Experiment) -> Measured:
+    """Compiles the programs of a step, from abstract values alone."""
+    state, batch = experiment.abstract()
+    resident = resident_bytes(experiment, batch)
+    cost = cost_of(experiment.executor.programs(state, batch), experiment.examples_of_a_device, _known)
+    ahead = experiment.dataset.ahead * (nbytes(batch) - resident) // len(experiment.placement.devices)
+    cost = cost._replace(total=cost.total + ahead, resident=cost.resident + ahead)
+    return Measured(experiment, cost, resident, nbytes(state.blocks))
+
+
+def resident_bytes(experiment: Experiment, batch: Any) -> int:
+    """Bytes of what all steps share in a step's data."""
+
+    def shared(axis: int | None, part: Any) -> Any:
+        return part if axis is None else None
+
+    return nbytes(jax.tree.map(shared, experiment.dataset.batch_axes, batch, is_leaf=lambda axis: axis is None))
+
+
+def lowered_flops(experiment: Experiment) -> float:
+    """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
+    programs = experiment.programs()
+    return sum(program.times * program.flops() for program in programs) / experiment.examples_of_a_device
+
+
+class UnitCost(NamedTuple):
+    """A unit as a block of its own, with its head.
+
+    Attributes:
+      kind: the unit's type.
+      output: its shape, without the batch.
+      temporaries: bytes.
+      unit: floating-point operations per example, of the update without the head.
+      head: likewise, of the head.
+    """
+
+    kind: str
+    output: tuple[int, ...]
+    temporaries: int
+    unit: float
+    head: float
+
+
+class BlockCost(NamedTuple):
+    """A block's update as a program of its own.
+
+    Attributes:
+      temporaries: bytes.
+      units: floating-point operations per example, of the update without the head.
+      head: likewise, of the head.
+    """
+
+    temporaries: int
+    units: float
+    head: float
+
+
+def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
+    """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head.
+
+    Args:
+      experiment: of any rule on the same network.
+      cutter: which knows the heads.
+    """
+    b, optimizer = experiment.config.batch_size, optax.sgd(0.1)  # one, so that equals are traced once
+    batch = experiment.dataset.example(b)
+    carry: Carry = batch.input
+    found: list[UnitCost] = []
+    known: dict[Any, tuple[UnitCost, Carry]] = {}  # by structure: what it costs, and its output
+
+    for unit, head in zip(cutter.units, cutter.heads, strict=True):
+        block = Block((unit,), head._replace(sync=no_sync), cutter.remat)
+        same = (block, carry.shape, carry.dtype)
+        if same not in known:
+            both_of = (block, block._replace(objective=_NO_HEAD))
+            whole, bare = (_alone(x, carry, batch, experiment.dtype, optimizer) for x in both_of)
+            both, own = (program.flops() / b for program in (whole, bare))
+            out = abstract(whole.lowered.out_info[1])
+            cost = UnitCost(type(unit).__name__, out.shape[1:], _temporaries(whole), own, both - own)
+            known[same] = cost, out
+        found.append(known[same][0])
+        carry = known[same][1]
+    return tuple(found)
+
+
+def block_costs(experiment: Experiment) -> tuple[BlockCost, ...]:
+    """Each block of one seed as a program of its own, as the streamed executor compiles it; nothing is run.
+
+    What a block looks at of the next one (MAN) is left out.
+    """
+    b = experiment.config.batch_size
+    batch, key = experiment.dataset.example(b), jax.random.key(0)
+    found: list[BlockCost] = []
+    carry: Carry = None
+    for i, block in enumerate(experiment.blocks):
+        feed = functools.partial(experiment.feed, i, train=True)
+        carry = jax.eval_shape(feed, carry, batch, key)
+        block = block._replace(objective=block.objective._replace(sync=no_sync))
+        both_of = (block, block._replace(objective=_NO_HEAD))
+        whole, bare = (_alone(x, carry, batch, experiment.dtype, experiment.optimizer) for x in both_of)
+        both, own = (program.flops() / b for program in (whole, bare))
+        found.append(BlockCost(_temporaries(whole), own, both - own))
+        carry = whole.lowered.out_info[1]
+    return tuple(found)
+
+
+def _alone(block: Block, carry: Carry, batch: Any, dtype: Any, optimizer: optax.GradientTransformation) -> Program:
+    """The update of a block as the first of a network, on inputs like ``carry``."""
+    fed = batch._replace(input=carry)
+    executor = streamed((block,), chain(), optimizer, dtype=dtype)
+    return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
+
+
+def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
+    del variables, batch, key, train
+    floating = [x for x in jax.tree.leaves(carry) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return ObjectiveOut(sum((jnp.mean(x.astype(jnp.float32)) for x in floating), jnp.zeros(())), {}, {}, None)
+
+
+_NO_HEAD = headless(_silent)
+
+
+def _temporaries(program: Program) -> int:
+    return cost_of([program], 1, _known).temporaries

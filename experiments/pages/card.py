@@ -1,0 +1,73 @@
+"""A trained network without its auxiliary heads, and a card about it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+
+from experiments.app.errors import UserError
+from experiments.drawing.tables import aligned
+from experiments.recipe.experiment import classifier_of
+from experiments.training.trained import Trained
+from jaxlocal.rules.deep_supervision import Tap
+from jaxlocal.rules.dfa import Isolated
+from jaxlocal.variables import RUNNING, Variables, pick, size
+
+WEIGHTS = "model.safetensors"
+
+
+def backbone(run: Trained) -> dict[str, Variables]:
+    """The variables of every unit, and of the network's own classifier, by name."""
+    parts: dict[str, Variables] = {}
+    for block, state in zip(run.experiment.blocks, run.state.blocks, strict=True):
+        for j, unit in enumerate(block.units):
+            own = pick(state.variables, f"unit_{j}")
+            parts[f"unit_{len(parts)}"] = pick(own, "unit") if isinstance(unit, Isolated | Tap) else own
+    parts["classifier"] = classifier_of(pick(run.state.blocks[-1].variables, "head"))
+    return jax.device_get({name: part for name, part in parts.items() if jax.tree.leaves(part)})
+
+
+def load(directory: Path) -> dict[str, Variables]:
+    """What :func:`backbone` gave, from the safetensors file of an exported network.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
+    try:
+        with safe_open(str(directory / WEIGHTS), framework="numpy") as file:
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"no exported network in {directory}: {error}") from error
+    return traverse_util.unflatten_dict(flat, sep=".")
+
+
+def card(run: Trained, record: Mapping[str, Any], errors: Sequence[float], parts: Mapping[str, Variables]) -> str:
+    """The model card, as Markdown."""
+    config, dataset = run.experiment.config, run.experiment.dataset
+    counted = sum(size([tree for c, tree in part.items() if c != RUNNING]) for part in parts.values())
+    rows = [("exit", "test error %")]
+    names = [*(f"{i + 1}, its head left out" for i in range(len(errors) - 1)), "last, of this network"]
+    rows += [(name, f"{x:.2f}" if np.isfinite(x) else "-") for name, x in zip(names, errors, strict=True)]
+    environment = ", ".join(f"{name} {value}" for name, value in record.get("environment", {}).items())
+    network = (
+        f"`{json.dumps(config.model.to_dict())}`: {len(run.experiment.network.units)} units, {counted:,} parameters"
+    )
+    image = "x".join(map(str, dataset.example(1).input.shape[1:]))
+    facts = {
+        "Network": f"{network} with the classifier. Auxiliary heads were left out.",
+        "Rule": f"`{json.dumps(config.rule.to_dict())}`, cuts {list(run.experiment.network.cuts)}.",
+        "Input": f"{image} images, normalised as in training on {config.dataset}; {dataset.task.num_classes} classes.",
+        "Training": f"{run.step} steps of {config.batch_size} examples, seed {config.seed}; see `config.json`.",
+        "Files": f"`{WEIGHTS}` (tensors named `unit_3.params.conv1.kernel`) and `orbax` hold the same.",
+        "Made with": f"{environment}.",
+        "Limits": f"made for research. It knows the classes and the images of {config.dataset}; no other was tested.",
+        "Evaluation": f"this checkpoint, on {dataset.num_test:,} test examples of {config.dataset}:",
+    }
+    title = f"# {config.model.name} on {config.dataset}, trained by {config.rule.name}"
+    lines = "\n".join(f"- **{name}**: {fact}" for name, fact in facts.items())
+    return f"{title}\n\n{lines}\n\n{aligned(rows)}\n"

@@ -1,0 +1,1 @@
+"""A config becomes an :class:`~experiments.recipe.experiment.Experiment`."""

@@ -1,0 +1,138 @@
+"""What the fields of a config may hold, and what they mean."""
+
+import functools
+import re
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from experiments.app.errors import UserError, one_of
+from experiments.configs import common
+from experiments.recipe.registry import DTYPES, EXECUTORS, fits
+from jaxlocal import losses
+from jaxlocal.network import cut_balanced, cut_evenly, cut_everywhere
+from jaxlocal.optimizers import cosine_with_warmup
+
+ON_DIVERGENCE = ("stop", "skip", "rollback")
+
+
+def check_fields(config: ConfigDict | FrozenConfigDict) -> None:
+    """Every field is there, of the type that the shared configs give it, and of a value that makes sense by itself.
+
+    Raises:
+      UserError: otherwise.
+    """
+    config, examples = ConfigDict(config), common.digits()
+    for name in config:
+        one_of("config field", name, tuple(examples))
+    for name, example in examples.items():
+        if name not in config:
+            raise UserError(f"the config has no field {name!r}: see experiments/configs/common.py")
+        if not fits(config[name], type(example)):
+            shown = f", as {example!r}" if not isinstance(example, ConfigDict) else ""
+            raise UserError(f"config field {name}={config[name]!r}: expected {type(example).__name__}{shown}")
+    for name in ("model", "rule", "optimizer"):
+        if not isinstance(config[name].get("name"), str):
+            raise UserError(f"config field {name} has no name: give {name}.name, see --list")
+    if config.seed < 0 or config.seed + config.seeds > 2**32 or config.seeds < 1 or config.accumulate < 1:
+        raise UserError(
+            f"seed {config.seed}, seeds {config.seeds}, accumulate {config.accumulate}: "
+            "choose 0 or more, below 2^32, and 1 or more of the others"
+        )
+    if config.image_size < 1 or config.workers < 0 or config.stages < 0:
+        raise UserError(
+            f"image_size {config.image_size}, workers {config.workers}, stages {config.stages}: choose 1 or more, and "
+            "0 (no process; as many stages as fit) or more"
+        )
+    for name, known in (("dtype", DTYPES), ("executor", EXECUTORS), ("on_divergence", ON_DIVERGENCE)):
+        one_of(name, config[name], tuple(known))
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")
+    if config.eval_batch_size < 1 or config.eval_examples < 0:
+        raise UserError(
+            f"eval_batch_size {config.eval_batch_size}, eval_examples {config.eval_examples}: "
+            "choose 1 or more, and 0 (all) or more"
+        )
+
+
+def schedule_of(config: FrozenConfigDict, num_steps: int, per_epoch: int) -> optax.Schedule:
+    """The learning rate by name; a schedule that cannot train in this duration is refused."""
+    one_of("schedule", config.schedule, ("cosine", "constant"))
+    if config.learning_rate <= 0 or config.warmup_epochs < 0 or config.warmup_start < 0:
+        raise UserError(
+            f"learning_rate {config.learning_rate}, warmup_epochs {config.warmup_epochs}, warmup_start "
+            f"{config.warmup_start}: the first must be above 0, the others 0 or more"
+        )
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.learning_rate)
+    epochs = num_steps / per_epoch
+    if epochs <= 1 or config.warmup_epochs >= epochs:
+        raise UserError(
+            f"the cosine schedule goes by epochs and ends at zero: {epochs:.2g} epochs with {config.warmup_epochs} of "
+            "warm-up never reach the learning rate; train longer, warm up less, or set --config.schedule=constant"
+        )
+    return cosine_with_warmup(config.learning_rate, epochs, per_epoch, config.warmup_epochs, config.warmup_start)
+
+
+def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """Reads ``all``, ``even:K``, ``balanced:K`` or indices such as ``1,4,7``.
+
+    Returns:
+      The cuts; None for ``balanced:K``, which depend on the size of the images.
+
+    Raises:
+      ValueError: if it is none of these, or does not fit the units.
+    """
+    if text == "all":
+        return cut_everywhere(units)
+    if match := re.fullmatch(r"even:(\d+)", text):
+        return cut_evenly(units, int(match[1]))
+    if match := re.fullmatch(r"balanced:(\d+)", text):
+        cut_balanced([1.0] * len(units), int(match[1]))  # raises if there are not as many units
+        return None
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        return tuple(int(cut) for cut in text.split(","))
+    raise ValueError(
+        f"{text!r} given; write all, even:K or balanced:K (K blocks), auto:SIZE (of memory, as auto:6GiB), "
+        "or the first unit of each block, as 1,4,7"
+    )
+
+
+def parse_memory(text: str, field: str) -> int:
+    """Reads ``6GiB``, ``512MiB`` or ``800KiB``: bytes.
+
+    Raises:
+      UserError: if it is none of these, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT])iB", text)
+    size = round(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)) if match else 0
+    if not size:
+        raise UserError(f"{field} {text!r}: write a size above zero in KiB, MiB, GiB or TiB, as 6GiB")
+    return size
+
+
+def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:
+    """Reads ``400 epochs`` or ``200 steps``.
+
+    Returns:
+      ``(number, whether it counts epochs)``.
+
+    Raises:
+      UserError: if it is neither, or not positive.
+    """
+    match = re.fullmatch(r"([0-9.]+) *(epoch|step)s?", text)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if not match or not 0 < number < 2**63:
+        raise UserError(f"{field} {text!r}: write a positive number of epochs or steps, as '400 epochs'")
+    return number, match[2] == "epoch"
+
+
+def loss_of(config: FrozenConfigDict) -> losses.Loss:
+    """What a config's rule is given as the loss of class scores."""
+    if not config.label_smoothing:
+        return losses.cross_entropy
+    return functools.partial(losses.cross_entropy, label_smoothing=config.label_smoothing)

@@ -1,0 +1,1 @@
+"""One run, and the directory that it leaves."""

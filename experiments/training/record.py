@@ -1,0 +1,83 @@
+"""What a run leaves behind: ``metrics.jsonl`` and TensorBoard events."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from experiments.app import processes
+from experiments.app.files import read_lines, replace_text
+from experiments.recipe.experiment import Blocks
+from experiments.training.results import mean
+
+
+class Recorder:
+    """Writes metrics. After a restart at ``step``, lines of later steps are dropped, so none is repeated.
+
+    Of several processes the first one writes; the others only remember.
+    """
+
+    def __init__(self, workdir: Path, step: int, first_seed: int = 0) -> None:
+        self._first_seed = first_seed
+        path = workdir / "metrics.jsonl"
+        self.history = [line for line in read_lines(path) if line["step"] <= step]
+        processes.together("history read")
+        if processes.first():
+            replace_text(path, "".join(json.dumps(line) + "\n" for line in self.history))
+        self._file = (path if processes.first() else Path(os.devnull)).open("a")
+        self._events = EventsWriter(str(workdir / "events")) if processes.first() else None
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later steps of before
+
+    def write(self, step: int, split: str, seeds: Sequence[Blocks], **scalars: float) -> None:
+        """Records the metrics of each block, and scalars of the whole run; one line a seed if there are several."""
+        lines = []
+        for i, blocks in enumerate(seeds):
+            names = sorted({name for block in blocks for name in block})
+            per_block = {name: [_finite(block.get(name)) for block in blocks] for name in names}
+            which = {"seed": self._first_seed + i} if len(seeds) > 1 else {}
+            lines.append({"step": step, "split": split, **which, **scalars, **per_block})
+        self.history += lines
+        self._file.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._file.flush()
+        for name, value in scalars.items():
+            self._scalar(f"{split}/{name}", value, step)
+        for i, block in enumerate(mean(seeds)):
+            for name, value in block.items():
+                self._scalar(f"{split}/block_{i:02d}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Returns when everything is on disk."""
+        if self._events:
+            os.fsync(self._file.fileno())
+            self._events.flush()
+
+    def timing(self, step: int, images_per_second: float) -> None:
+        """Records throughput, for TensorBoard only: a resumed run repeats its metrics, not its speed."""
+        self._scalar("train/images_per_second", images_per_second, step)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        with closing(self._file):
+            if self._events:
+                self._events.close()
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._event(step, summary=scalar(name, value))
+
+    def _event(self, step: int, **what: Any) -> None:
+        """Written here and now: the thread of ``SummaryWriter`` would die of a full disk, and all wait for it."""
+        if self._events:
+            self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+
+
+def _finite(x: float | None) -> float | None:
+    """JSON has no NaN: a metric that a block does not report, or that diverged, is null."""
+    return x if x is not None and math.isfinite(x) else None

@@ -1,0 +1,150 @@
+"""A run's directory, and the ``config.json`` that says whose it is."""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from experiments.app import processes
+from experiments.app.errors import UserError, user_input
+from experiments.app.files import saving, write_json
+from experiments.configs import common
+
+_FILE = "config.json"
+# Fields that may change when a run goes on: they hardly touch its results, and machines differ.
+_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel", "workers", "on_divergence")
+# Fields that runs of older versions do not have; they ran as the shared configs say.
+_ADDED = (*_FREE, "sync_batch_norm", "image_size", "augment", "start_from")
+
+
+@contextmanager
+def claimed(
+    workdir: Path, config: FrozenConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[None]:
+    """Holds the directory for this config's run, which it is already or becomes. No other run can meanwhile.
+
+    Raises:
+      UserError: as :func:`check`, if another run holds it, or if it cannot be written.
+    """
+    check(workdir, config)
+    processes.together("checked")  # all of them, before any of them writes
+    with _locked(workdir):
+        check(workdir, config)  # again: it may have been another's until now
+        if holds_run(workdir):
+            before, now = _read(workdir).get("environment", {}).get("code"), environment.get("code")
+            if processes.first() and None not in (before, now) and before != now:
+                print(
+                    f"warning: the run in {workdir} was begun by other code of jaxlocal than this, and goes on from "
+                    "there: give another --workdir to train anew",
+                    file=sys.stderr,
+                )
+        elif processes.first():
+            with saving(workdir):
+                write_json(workdir / _FILE, {"config": config.to_dict(), "about": about, "environment": environment})
+        yield
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Process 0 holds a locked file in here. The lock ends with the process, however that ends."""
+    error: UserError | None = None
+    with ExitStack() as held:
+        if processes.first():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context((workdir / "lock").open("a+"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            except BlockingIOError:
+                holder = (workdir / "lock").read_text() or "another process"
+                error = UserError(f"workdir {workdir} is in use by {holder}: give another one, or let that run end")
+            except OSError as raised:
+                error = UserError(f"workdir {workdir} cannot be written: {raised.strerror}")
+        if processes.agreed(error is not None):
+            raise error or UserError(f"process 0 cannot use workdir {workdir}")
+        yield
+
+
+def check(workdir: Path, config: FrozenConfigDict) -> None:
+    """Leaves the directory as it is.
+
+    Raises:
+      UserError: if it holds a run of another config.
+    """
+    if not holds_run(workdir):
+        return
+    both = (_read(workdir)["config"], json.loads(json.dumps(config.to_dict())))
+    theirs, ours = ({k: v for k, v in c.items() if k not in _FREE} for c in both)
+    if differing := _differences(theirs, ours):
+        field, old, new = differing[0]
+        raise UserError(
+            f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
+            "give another --workdir, or the old config to go on"
+        )
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether the directory is a run's.
+
+    Raises:
+      UserError: if that cannot be told.
+    """
+    try:
+        return (workdir / _FILE).exists()
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be read: {error.strerror}") from error
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The config of a run. It is read as data; nothing is executed.
+
+    Raises:
+      UserError: if there is no run in the directory, or what it holds is no config.
+    """
+    content = _read(workdir)["config"]
+    with user_input(str(workdir / _FILE)):
+        return ConfigDict(content)
+
+
+def load_record(workdir: Path) -> Mapping[str, Any]:
+    """What a run's ``config.json`` holds: ``config``, ``about`` and ``environment``.
+
+    Raises:
+      UserError: if there is no run in the directory.
+    """
+    return _read(workdir)
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+    path = workdir / _FILE
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        runs = [str(found.parent) for depth in ("*", "*/*") for found in sorted(workdir.glob(f"{depth}/{_FILE}"))]
+        hint = f"; runs are in {', '.join(runs[:3])}{', ...' * (len(runs) > 3)}" if runs else ""
+        raise UserError(f"no run in {workdir}: {_FILE} cannot be read ({error.strerror}){hint}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise UserError(f"{path} is damaged (no field 'config')")
+    if not isinstance(content.get("environment", {}), dict):
+        raise UserError(f"{path} is damaged (field 'environment' holds no names)")
+    shared = common.digits()
+    content["config"] = {**{name: shared[name] for name in _ADDED}, **content["config"]}
+    return content
+
+
+def _differences(old: Any, new: Any, field: str = "config") -> list[tuple[str, Any, Any]]:
+    """``(field, old, new)`` wherever two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{field}.{k}")]
+    return [] if old == new else [(field, old, new)]

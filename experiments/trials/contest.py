@@ -1,0 +1,198 @@
+"""Contenders on several devices: measured by turns, simulated on more, and reported."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import queue
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.app import processes
+from experiments.app.environment import environment
+from experiments.app.errors import UserError
+from experiments.app.files import write_json
+from experiments.app.program import cache_compilations
+from experiments.cost.timed import Runner, take_turns
+from experiments.drawing import figures
+from experiments.drawing.tables import aligned
+from experiments.trials.contenders import Contender, Spec, built, made, measure_profile
+from experiments.trials.simulator import Profile, Rate, best_of_backprop, best_of_blocks, data_parallel
+from jaxlocal.objective import Batch
+
+
+def measure(spec: Spec) -> dict[str, Any]:
+    """All numbers. Every process has to call it; those of process 0 count."""
+    rng = np.random.default_rng(0)
+    image: Any = rng.normal(size=(spec.batch_size, spec.image, spec.image, 3)).astype(np.float32)
+    label: Any = rng.integers(0, spec.classes, spec.batch_size, dtype=np.int32)
+    batch = Batch(image, label, image)
+    local, backprop = built(spec, spec.rule), built(spec, "backprop")
+    print("timing single blocks and units", flush=True)
+    profile = measure_profile(local, backprop, batch)
+    contenders = [contender for n in spec.devices for contender in made(spec, n, local, backprop, profile, batch)]
+    return {
+        "spec": spec._asdict(),
+        "environment": environment(),
+        "profile": profile._asdict(),
+        "measured": in_turns(contenders, spec),
+    }
+
+
+def in_turns(contenders: Sequence[Contender], spec: Spec) -> list[dict[str, Any]]:
+    """Seconds of an update of each contender, round by round."""
+
+    def runner(contender: Contender) -> Runner:
+        def run(steps: int) -> float:
+            processes.together("ready")
+            began = time.perf_counter()
+            contender.turn(steps)
+            processes.together("done")
+            return time.perf_counter() - began
+
+        return run
+
+    for i, contender in enumerate(contenders):
+        print(f"[{i + 1}/{len(contenders)}] compiling {contender.name} on {contender.devices}", flush=True)
+        contender.turn(2)
+        processes.together("compiled")
+    runners = {str(i): runner(contender) for i, contender in enumerate(contenders)}
+    rounds = take_turns(runners, dict.fromkeys(runners, spec.steps), spec.rounds)
+    return [
+        {**contender._asdict(), "turn": None, "seconds": float(np.median(took)), "rounds": took}
+        for contender, took in zip(contenders, rounds.values(), strict=True)
+    ]
+
+
+def in_processes(spec: Spec, number: int) -> dict[str, Any]:
+    """Measures in so many processes, each with a core of its own.
+
+    Raises:
+      UserError: if there are not as many cores, or one of the processes fails.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if number > len(cores):
+        raise UserError(
+            f"--devices={number} on {len(cores)} cores: each device is a core here; JAX_NUM_CPU_DEVICES={number} "
+            "makes devices that share cores"
+        )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(spec, address, number, i, cores[i], results), daemon=True)
+        for i in range(number)
+    ]
+    for worker in workers:
+        worker.start()
+    while all(worker.is_alive() or worker.exitcode == 0 for worker in workers):
+        with contextlib.suppress(queue.Empty):
+            found = results.get(timeout=1)
+            for worker in workers:
+                worker.join()
+            return found
+    raise UserError("one of the processes that measure has ended, for the reason above")
+
+
+def _work(spec: Spec, address: str, number: int, index: int, core: int, results: Any) -> None:
+    """One process: found out by its XLA, it has one core."""
+    os.sched_setaffinity(0, {core})
+    cache_compilations()
+    processes.connect(address, number, index)
+    found = measure(spec)
+    if processes.first():
+        results.put(found)
+    processes.together("measured")
+
+
+def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, workdir: Path) -> None:
+    """Writes what was measured, a table of it, a table of more devices, and the picture."""
+    write_json(workdir / "scaling.json", found)
+    batch = found["spec"]["batch_size"]
+    measured = found["measured"]
+    alone = {of["name"]: of for of in measured if of["devices"] == 1}
+    rows: list[Sequence[str]] = [("contender", "devices", "img/s", "÷ best on one", "÷ same on one", "simulated")]
+    for of in measured:
+        same = alone[max((name for name in alone if of["name"].startswith(name)), key=len)]
+        rule = "backprop" if of["name"].startswith("backprop") else found["spec"]["rule"]
+        best = min(one["seconds"] for name, one in alone.items() if name.startswith(rule))
+        rows.append(
+            (
+                of["name"],
+                str(of["devices"]),
+                f"{batch / of['seconds']:,.1f}",
+                f"{best / of['seconds']:.2f}",
+                f"{same['seconds'] / of['seconds']:.2f}",
+                f"{same['simulated'] / of['simulated']:.2f}",
+            )
+        )
+    text = [aligned(rows), ""]
+    profile = Profile(**found["profile"])
+    profile = profile._replace(bandwidth=bandwidth or profile.bandwidth)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    if simulate and math.isfinite(profile.bandwidth):
+        table, curves = simulated_rows(found["spec"], profile, simulate)
+        between = f"{profile.bandwidth / 1e9:,.2f} GB/s between devices, every device with a batch of {batch}"
+        text += [f"Simulated, {between}:", "", aligned(table), ""]
+    (workdir / "table.md").write_text("\n".join(text))
+    print("\n" + "\n".join(text))
+    figures.scaling(curves, workdir / "scaling.png")
+    print(f"table: {workdir / 'table.md'}\npicture: {workdir / 'scaling.png'}")
+
+
+def simulated_rows(
+    spec: dict[str, Any], profile: Profile, simulate: Sequence[int]
+) -> tuple[list[Sequence[str]], dict[str, list[tuple[int, float]]]]:
+    """A table of more devices, and its speed-ups over one device of the same, for a picture."""
+    units = [a + b for a, b in zip(profile.forward, profile.backward, strict=True)]
+    most = max(spec["microbatches"], default=1)
+    blocks, backprop = sum(profile.blocks), sum(units)
+    ways: dict[str, tuple[float, Callable[[int], Rate]]] = {
+        f"{spec['rule']}, stages x parts of the batch": (blocks, lambda n: best_of_blocks(profile, n)),
+        f"{spec['rule']}, data parallel": (
+            blocks,
+            lambda n: data_parallel(blocks, sum(profile.block_parameters), n, profile.bandwidth),
+        ),
+        "backprop, data parallel": (
+            backprop,
+            lambda n: data_parallel(backprop, sum(profile.unit_parameters), n, profile.bandwidth),
+        ),
+        f"backprop, stages x parts, {most} microbatches": (backprop, lambda n: best_of_backprop(profile, n, most)),
+    }
+    rows: list[Sequence[str]] = [
+        (
+            "devices",
+            "contender",
+            "stages x parts",
+            "img/s",
+            "÷ one device",
+            "utilisation",
+            "MiB sent / device and update",
+        )
+    ]
+    curves: dict[str, list[tuple[int, float]]] = {name: [(1, 1.0)] for name in ways}
+    for n in simulate:
+        for name, (one, layout) in ways.items():
+            rate = layout(n)
+            parts_of_batch = n // rate.stages
+            speed_up = parts_of_batch * one / rate.seconds
+            curves[name].append((n, speed_up))
+            rows.append(
+                (
+                    str(n),
+                    name,
+                    f"{rate.stages} x {parts_of_batch}",
+                    f"{parts_of_batch * spec['batch_size'] / rate.seconds:,.0f}",
+                    f"{speed_up:,.1f}",
+                    f"{rate.utilisation:.2f}",
+                    f"{rate.sent / 2**20:,.1f}",
+                )
+            )
+    return rows, curves

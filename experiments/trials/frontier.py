@@ -1,0 +1,167 @@
+"""Measurements of cases: their log, what every table says of them, and the report with the frontier."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.app.environment import environment
+from experiments.app.errors import UserError
+from experiments.app.files import directory, read_lines, saving
+from experiments.cost.compiled import resident_bytes
+from experiments.drawing.figures import Point, frontier
+from experiments.drawing.tables import aligned
+from experiments.recipe.experiment import Experiment
+from experiments.trials.cases import Case
+from jaxlocal.executors import MIB, cost_of
+from jaxlocal.variables import nbytes
+
+Numbers = dict[str, Any]  # what was measured of a case; or why it was skipped, under "skipped"
+Column = tuple[str, Callable[[Numbers, Numbers], str]]  # title; what it says, given a case's numbers and backprop's
+
+
+class Log:
+    """The measurements of a workdir, one JSON line a case. Those of another environment do not count."""
+
+    def __init__(self, workdir: str | None, name: str) -> None:
+        if not workdir:
+            raise UserError("--workdir is needed: a directory for the measurements")
+        self.workdir, self._environment = directory(Path(workdir)), environment()
+        self._path = self.workdir / f"{name}.jsonl"
+        with saving(self._path), self._path.open("ab"):
+            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)  # a line that was cut short
+        lines = read_lines(self._path, ("case", "numbers", "environment"))
+        self.known: dict[Case, Numbers] = {
+            Case(**line["case"]): line["numbers"] for line in lines if line["environment"] == self._environment
+        }
+
+    def add(self, case: Case, numbers: Numbers) -> None:
+        """Records a case; its older line does not count any more."""
+        self.known[case] = numbers
+        with self._path.open("a") as file:
+            line = {"case": case._asdict(), "numbers": numbers, "environment": self._environment}
+            file.write(json.dumps(line) + "\n")
+
+
+def analyse(experiment: Experiment) -> Numbers:
+    """Compiles the step, without a state in memory: bytes, operations per example, and seconds of compilation.
+
+    ``total`` leaves the data set out: its size says nothing about the rule.
+    """
+    state, batch = experiment.abstract()
+    began = time.perf_counter()
+    programs = experiment.executor.programs(state, batch)
+    lowered = time.perf_counter()
+    of = cost_of(programs, experiment.config.batch_size)
+    return {
+        "blocks": len(experiment.blocks),
+        "programs": len(programs),
+        "flops": of.flops,
+        "state": nbytes(state),
+        "temporaries": of.temporaries,
+        "total": of.total - resident_bytes(experiment, batch),
+        "lower_seconds": lowered - began,
+        "compile_seconds": time.perf_counter() - lowered,
+    }
+
+
+def attempt(case: Case, measure: Callable[[Case], Numbers]) -> Numbers:
+    """What ``measure`` finds; or the reason, if the case cannot be."""
+    try:
+        with memory_suffices():
+            return measure(case)
+    except UserError as error:
+        print(f"skipped: {case.label()}: {error}", flush=True)
+        return {"skipped": str(error)}
+
+
+@contextlib.contextmanager
+def memory_suffices(what: str = "it") -> Iterator[None]:
+    """Within, a device that runs out of memory is a :class:`UserError`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"the device has not enough memory for {what}") from error
+
+
+def mib(field: str) -> tuple[Column, Column]:
+    """Two columns: a number of bytes, and its ratio to backprop's."""
+    return (f"{field} MiB", lambda x, _: f"{x[field] / MIB:,.1f}"), ratio(field)
+
+
+def ratio(field: str) -> Column:
+    """A column of ratios to backprop's."""
+    return "÷ backprop's", against(lambda x: x[field])
+
+
+def against(value: Callable[[Numbers], float]) -> Callable[[Numbers, Numbers], str]:
+    """What to say of a value: its ratio to backprop's, unless backprop was skipped."""
+    return lambda x, base: f"{value(x) / value(base):.2f}" if base else "-"
+
+
+MEMORY: tuple[Column, ...] = (
+    ("blocks", lambda x, _: str(x["blocks"])),
+    ("state MiB", lambda x, _: f"{x['state'] / MIB:,.1f}"),
+    *mib("temporaries"),
+    *mib("total"),
+    ("MFLOP / example", lambda x, _: f"{x['flops'] / 1e6:,.1f}"),
+    ratio("flops"),
+)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether no other point is as low in both and lower in one, to three digits."""
+    points = [(float(f"{x:.3g}"), float(f"{y:.3g}")) for x, y in points]
+    return [not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
+
+
+def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str, height: Column, picture: str) -> None:
+    """Writes ``table.md`` and the picture, a table and a panel for each group. Without its backprop it has no panel.
+
+    Args:
+      log: with the numbers of the cases.
+      cases: in the order of their rows.
+      columns: of the table, beside those that say what the case is.
+      axis: the memory that the frontier is drawn over, ``total`` or ``temporaries``.
+      height: axis label and value of what memory is traded for, relative to backprop.
+      picture: file name.
+
+    Raises:
+      UserError: if nothing could be measured.
+    """
+    texts, panels = [], {}
+    for group, members in groupby(cases, lambda case: case.group):
+        known = {case: log.known[case] for case in members if case in log.known}
+        done = {case: numbers for case, numbers in known.items() if "skipped" not in numbers}
+        skipped = [f"- skipped: {case.label()}: {known[case]['skipped']}" for case in known if case not in done]
+        texts += [f"## {group}\n"]
+        if done:
+            base = done.get(next(iter(done)).baseline, {})
+            points = [(x[axis] / MIB, float(height[1](x, base))) for x in done.values()] if base else []
+            best = pareto(points) or [False] * len(done)
+            header = ("#", "rule", "cuts", "executor", "batch", *(title for title, _ in columns), "frontier")
+            rows: list[Sequence[str]] = [header]
+            for i, (case, x) in enumerate(done.items()):
+                what = (str(i + 1), case.rule, case.cuts, case.executor, case.batch)
+                rows.append((*what, *(say(x, base) for _, say in columns), "*" * best[i]))
+            labels = [case.label(f" (K={x['blocks']})") for case, x in done.items()]
+            panels[group] = [Point(label, *at, star) for label, at, star in zip(labels, points, best, strict=False)]
+            texts += [f"{aligned(rows)}\n"]
+        texts += [*skipped, ""] if skipped else []
+    if not panels:
+        raise UserError("every case was skipped, for the reasons above")
+    note = f"*: no other case is lower both in {axis} memory and in {height[0]}."
+    text = "\n".join([*texts, note])
+    (log.workdir / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n\ntable: {log.workdir / 'table.md'}")
+    if drawn := {group: points for group, points in panels.items() if points}:
+        frontier(drawn, f"{axis} memory of a step, data set apart (MiB)", height[0], log.workdir / picture)
+        print(f"picture: {log.workdir / picture}")

@@ -1,0 +1,202 @@
+"""The same step in plain PyTorch, for ``experiments.speed --against=torch``; all that knows of torch is here.
+
+A *twin* of a case is made from the very units and heads that the case has: CIFAR ResNets under backprop, DGL and
+AugLocal. It has as many parameters, and the same losses on the same weights (a test compares them). It learns from one
+batch that stays, without augmentation, which our step does as well.
+"""
+
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from experiments.app.calls import parse_calls
+from experiments.app.errors import UserError
+from experiments.trials.cases import Case
+from jaxlocal.heads import Classifier, ConvMlp, Units
+from jaxlocal.models.resnet import BasicBlock, Stem
+from jaxlocal.network import Network, blocks_of
+from jaxlocal.rules.auglocal import auglocal, auxiliary_head, depth_schedule
+
+LAYOUTS = ("channels_last", "contiguous_format")  # the faster one, and NCHW as in the authors' code
+RULES = ("backprop", "dgl", "auglocal")
+
+
+class Twin(NamedTuple):
+    """Blocks, each with its head and its optimizer.
+
+    Attributes:
+      blocks: modules that put out the next block's input.
+      heads: modules that put out class scores.
+      optimizers: one for each block.
+    """
+
+    blocks: Sequence[Any]
+    heads: Sequence[Any]
+    optimizers: Sequence[Any]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers train."""
+        return sum(p.numel() for module in (*self.blocks, *self.heads) for p in module.parameters())
+
+    def step(self, image: Any, label: Any) -> list[Any]:
+        """One update of every block in order: the loss of each, before."""
+        losses = []
+        for block, head, optimizer in zip(self.blocks, self.heads, self.optimizers, strict=True):
+            optimizer.zero_grad()
+            output = block(image.detach())
+            loss = pytorch().nn.functional.cross_entropy(head(output), label)
+            loss.backward()
+            optimizer.step()
+            image = output
+            losses.append(loss.detach())
+        return losses
+
+
+def pytorch() -> Any:
+    """The library.
+
+    Raises:
+      UserError: if it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("--against=torch needs PyTorch: pip install 'jaxlocal[torch]'") from error
+    return torch
+
+
+def has_twin(case: Case) -> bool:
+    """Whether a case can be written in PyTorch here."""
+    (model,) = parse_calls(case.model, "models").values()
+    (rule,) = parse_calls(case.rule, "rules").values()
+    plain = case.dtype == "float32" and case.accumulate == 1 and case.executor == "fused"
+    return plain and model["name"] == "resnet" and rule["name"] in RULES
+
+
+def steps(case: Case, network: Network, parameters: int) -> dict[str, Callable[[int], float]]:
+    """For each layout, what takes so many steps and returns the seconds.
+
+    Args:
+      case: one that :func:`has_twin`.
+      network: that its rule has cut.
+      parameters: that its blocks train, heads included.
+
+    Raises:
+      ValueError: if the twin has another number.
+    """
+    torch = pytorch()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rng = np.random.default_rng(0)
+    image = torch.tensor(rng.standard_normal((case.batch_size, 3, case.image, case.image)), dtype=torch.float32)
+    label = torch.tensor(rng.integers(case.classes, size=case.batch_size))
+
+    def timed(twin: Twin, image: Any) -> Callable[[int], float]:
+        def run(number: int) -> float:
+            began = time.perf_counter()
+            for _ in range(number):
+                twin.step(image, label)
+            return time.perf_counter() - began
+
+        return run
+
+    found = {}
+    for layout in LAYOUTS:
+        memory_format = getattr(torch, layout)
+        twin = twin_of(case, network, memory_format)
+        if twin.parameters != parameters:
+            raise ValueError(f"{case.label()} has {parameters} parameters, its twin in PyTorch {twin.parameters}")
+        found[layout] = timed(twin, image.to(memory_format=memory_format))
+    return found
+
+
+def twin_of(case: Case, network: Network, memory_format: Any) -> Twin:
+    """The twin of a case, drawn at random."""
+    torch = pytorch()
+    (rule,) = parse_calls(case.rule, "rules").values()
+    blocks, heads, channels, side = [], [], 3, case.image
+    for units, head in zip(blocks_of(network), _heads(network, dict(rule), case.classes), strict=True):
+        modules = []
+        for unit in units:
+            modules.append(_unit(unit, channels))
+            channels, side = unit.features, math.ceil(side / getattr(unit, "strides", 1))
+        blocks.append(torch.nn.Sequential(*modules).to(memory_format=memory_format))
+        heads.append(_head(head, channels, side).to(memory_format=memory_format))
+    optimizers = [
+        torch.optim.SGD([*block.parameters(), *head.parameters()], 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        for block, head in zip(blocks, heads, strict=True)
+    ]
+    return Twin(blocks, heads, optimizers)
+
+
+def _heads(network: Network, rule: dict[str, Any], classes: int) -> list[nn.Module]:
+    """Of each block; the last one has the network's own classifier."""
+    name, cuts = rule.pop("name"), network.cuts
+    local: list[nn.Module]
+    if name == "auglocal":
+        options = {key: default.default for key, default in inspect.signature(auglocal).parameters.items()} | rule
+        depths = depth_schedule(options["depth"], len(cuts) + 1, options["tau"])
+        ends = zip(cuts, depths, strict=True)
+        local = [auxiliary_head(network, cut - 1, d, classes, options["width"]) for cut, d in ends]
+    else:
+        local = [ConvMlp(classes, **rule) for _ in cuts]
+    return [*local, Classifier(classes)]
+
+
+def _unit(unit: nn.Module, channels: int) -> Any:
+    """A stem or a residual block, for an input of so many channels."""
+    layers, features = pytorch().nn, unit.features
+    if isinstance(unit, Stem):
+        return layers.Sequential(*_normed_conv(channels, features, 3), layers.ReLU())
+    assert isinstance(unit, BasicBlock)
+    inner = layers.Sequential(
+        *_normed_conv(channels, features, 3, unit.strides), layers.ReLU(), *_normed_conv(features, features, 3)
+    )
+    same = unit.strides == 1 and channels == features
+    outer = layers.Identity() if same else layers.Sequential(*_normed_conv(channels, features, 1, unit.strides))
+
+    class Residual(layers.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = inner, outer
+
+        def forward(self, x: Any) -> Any:
+            return pytorch().relu(self.inner(x) + self.outer(x))
+
+    return Residual()
+
+
+def _head(head: nn.Module, channels: int, side: int) -> Any:
+    """Class scores of images of so many channels and pixels a side."""
+    layers = pytorch().nn
+    if isinstance(head, ConvMlp):
+        hidden, pooled = max(1, int(channels * head.width)), math.ceil(side / 4)
+        convs = [m for i in range(3) for m in (*_normed_conv(hidden if i else channels, hidden, 1), layers.ReLU())]
+        flat = hidden * min(pooled, 2) ** 2
+        dense = [
+            m
+            for _ in range(2)
+            for m in (layers.Linear(flat, flat, bias=False), layers.BatchNorm1d(flat), layers.ReLU())
+        ]
+        pools = [layers.AdaptiveAvgPool2d(n) for n in (pooled, min(pooled, 2))]
+        end = layers.Linear(flat, head.num_classes)
+        return layers.Sequential(pools[0], *convs, pools[1], layers.Flatten(), *dense, end)
+    modules = []
+    for unit in head.units if isinstance(head, Units) else ():
+        modules.append(_unit(unit, channels))
+        channels = unit.features
+    norm = [layers.BatchNorm1d(channels)] if getattr(head, "norm", False) else []
+    end = layers.Linear(channels, head.num_classes)
+    return layers.Sequential(*modules, layers.AdaptiveAvgPool2d(1), layers.Flatten(), *norm, end)
+
+
+def _normed_conv(channels: int, features: int, kernel: int, strides: int = 1) -> tuple[Any, Any]:
+    layers = pytorch().nn
+    conv = layers.Conv2d(channels, features, kernel, strides, kernel // 2, bias=False)
+    return conv, layers.BatchNorm2d(features)

@@ -1,0 +1,79 @@
+"""What the compiled programs of a step take."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlocal.executors.state import Program
+
+MIB = 2**20
+
+
+class Cost(NamedTuple):
+    """What one step of a rule takes.
+
+    Attributes:
+      flops: floating-point operations per example, by the cost analysis of the step before it is compiled.
+      temporaries: bytes that the compiled step (of several programs, the largest) allocates
+        beside its arguments and results.
+      total: bytes on the device at the highest point of a step, by the compiler's analysis:
+        state, data, batch, temporaries and results.
+      resident: bytes of ``total`` that are there before the program that runs at that point.
+      peak: bytes by which memory in use grew, at its highest, during a step; None where the
+        system does not tell. On a CPU it is the process's. On a GPU it is the device's since
+        the process began, so an upper bound.
+    """
+
+    flops: float
+    temporaries: int
+    total: int
+    resident: int
+    peak: int | None = None
+
+
+class Analysis(NamedTuple):
+    """Of a program alone: operations, bytes of temporaries, and bytes of these and of results that are new."""
+
+    flops: float
+    temporaries: int
+    new: int
+
+
+def cost_of(programs: Sequence[Program], examples: int, known: dict[str, Analysis] | None = None) -> Cost:
+    """Compiles the programs of a step (which costs nothing if they run later), and reads their analyses.
+
+    Args:
+      programs: lowered.
+      examples: that the step learns from.
+      known: analyses by a hash of the program's text; what is in there is not compiled again, and new ones are added.
+    """
+    known, names = ({}, list(map(str, range(len(programs))))) if known is None else (known, list(map(_hash, programs)))
+    todo = {name: program for name, program in zip(names, programs, strict=True) if name not in known}
+    on_cpu = jax.default_backend() == "cpu"
+    at_once = min(max(1, len(todo)), len(os.sched_getaffinity(0))) if on_cpu else 1  # a GPU's compiler times kernels
+    with ThreadPoolExecutor(at_once) as pool:
+        compiled = list(pool.map(lambda program: program.lowered.compile(), todo.values()))
+    known |= {name: _analysis(program, one) for (name, program), one in zip(todo.items(), compiled, strict=True)}
+    found = [known[name] for name in names]
+    totals = [program.resident + of.new for program, of in zip(programs, found, strict=True)]
+    return Cost(
+        flops=sum(program.times * of.flops for program, of in zip(programs, found, strict=True)) / examples,
+        temporaries=max(of.temporaries for of in found),
+        total=max(totals),
+        resident=programs[totals.index(max(totals))].resident,
+    )
+
+
+def _hash(program: Program) -> str:
+    return hashlib.sha256(program.lowered.as_text().encode()).hexdigest()
+
+
+def _analysis(program: Program, compiled: jax.stages.Compiled) -> Analysis:
+    memory: Any = compiled.memory_analysis()
+    temporaries = memory.temp_size_in_bytes
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes + temporaries
+    return Analysis(program.flops(), temporaries, new)
