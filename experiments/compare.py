@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call, parse_calls
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
@@ -107,10 +107,8 @@ def settled_by(config: ConfigDict, specs: Mapping[str, Mapping[str, Any]]) -> di
 
 def flops_of(config: ConfigDict, target: str, dataset: Input) -> float:
     """Operations per example under the rule ``target``, which stands alone."""
-    rules = parse_calls(target, "equal_flops", config.rule)
-    if len(rules) != 1:
-        raise UserError(f"--equal_flops={target}: give one rule")
-    return lowered_flops(settled(changed(config, rule=next(iter(rules.values()))), dataset=dataset))
+    rule = parse_call(target, "equal_flops", config.rule)
+    return lowered_flops(settled(changed(config, rule=rule), dataset=dataset))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,8 +23,7 @@ from absl import flags
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
 from experiments.app.program import required, run
-from experiments.recipe.registry import RULES
-from experiments.trials.injected import Outcome, cuts, kills, limits, poison, poisoned, small, soak
+from experiments.trials.injected import Outcome, cuts, kills, limits, poison, small, soak
 
 _KILLS = flags.DEFINE_integer("kills", 0, "How often a run is killed at a random moment.", lower_bound=0)
 _LIMITS = flags.DEFINE_integer("limits", 0, "How often files may not grow beyond a random limit.", lower_bound=0)
@@ -39,7 +38,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs what the flags ask for; exit code 1 if anything was lost."""
     del argv
     workdir, rng = directory(Path(required(_WORKDIR, "a directory for the runs"))), random.Random(_SEED.value)
-    RULES["poisoned"] = poisoned
     summary: dict[str, Any] = {}
 
     def note(what: str, found: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ from experiments.trials.frontier import MEMORY, Column, Log, Numbers, analyse, a
 from jaxlocal.executors import MIB
 
 define_flags(flags.FLAGS)
+_CACHED = flags.DEFINE_bool("cached", False, "Time compilation from a full cache, too.")
+_MEASURE_PEAK = flags.DEFINE_bool("measure_peak", False, "Run steps of each case for the peak that is reported.")
 
 _COLUMNS: tuple[Column, ...] = (
     *MEMORY,
@@ -97,7 +99,5 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":  # flags are the program's: as modules, several are used together
-    _CACHED = flags.DEFINE_bool("cached", False, "Time compilation from a full cache, too.")
-    _MEASURE_PEAK = flags.DEFINE_bool("measure_peak", False, "Run steps of each case for the peak that is reported.")
+if __name__ == "__main__":
     run(main)

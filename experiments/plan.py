@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.app.calls import called, parse_calls
+from experiments.app.calls import called, parse_call
 from experiments.app.errors import UserError, one_of
 from experiments.app.program import config_flag, required, run
 from experiments.configs import common
@@ -58,10 +58,7 @@ def config_and_data() -> tuple[ConfigDict, Input]:
     config = _CONFIG() if given else common.noise(_IMAGE.value, _CLASSES.value)
     for field, text in (("model", _MODEL.value), ("rule", _RULE.value)):
         if text:
-            calls = list(parse_calls(text, field, config[field]).values())
-            if len(calls) != 1:
-                raise UserError(f"--{field}={text}: give one")
-            config[field] = ConfigDict(calls[0])
+            config[field] = ConfigDict(parse_call(text, field, config[field]))
     config.batch_size = _BATCH_SIZE.value or config.batch_size
     config.dtype = _DTYPE.value or config.dtype
     dataset = None

@@ -27,11 +27,11 @@ _SVG = flags.DEFINE_string("svg", None, "A file for the picture of it.")
 def main(argv: Sequence[str]) -> None:
     """Prints the network, and draws it."""
     del argv
-    config = _CONFIG()
+    given = _CONFIG()
     if _SVG.value and Path(_SVG.value).suffix != ".svg":
         raise UserError(f"--svg={_SVG.value}: give a file that ends in .svg")
-    experiment = settled(config, say=print)
-    blocks = blocks_of(experiment)
+    experiment = settled(given, say=print)
+    config, blocks = experiment.config, blocks_of(experiment)
     print(
         f"{config.rule.name} on {config.model.name}, {config.dataset}: {len(experiment.network.units)} units in "
         f"{len(blocks)} blocks, cuts {list(experiment.network.cuts)}; batch {config.batch_size}, {config.dtype}\n\n"

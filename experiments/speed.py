@@ -27,6 +27,9 @@ from experiments.trials.frontier import MEMORY, Column, Log, Numbers, against, a
 from jaxlocal.variables import size
 
 define_flags(flags.FLAGS)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each case.", lower_bound=1)
+_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "What else takes turns: the same steps in PyTorch.")
+_LEAST = flags.DEFINE_float("least", 0.2, "Seconds that a turn lasts at least.", lower_bound=0)
 
 TOGETHER = 8  # cases that take turns with backprop
 
@@ -123,8 +126,5 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":  # flags are the program's: as modules, several are used together
-    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each case.", lower_bound=1)
-    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "What else takes turns: the same steps in PyTorch.")
-    _LEAST = flags.DEFINE_float("least", 0.2, "Seconds that a turn lasts at least.", lower_bound=0)
+if __name__ == "__main__":
     run(main)

@@ -21,9 +21,10 @@ from absl import flags
 from experiments.app import processes
 from experiments.app.program import config_flag, required, run
 from experiments.cost.search import settled
+from experiments.recipe.build import changed
 from experiments.recipe.registry import listing
 from experiments.training.loop import train_and_evaluate
-from experiments.training.workdir import holds_run, load_config
+from experiments.training.workdir import check, holds_run, load_config
 
 processes.define_flags()
 _CONFIG = config_flag("What to train: a file of experiments/configs.")
@@ -44,8 +45,10 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(required(_WORKDIR, "a directory for the run's files"))
     processes.join()
     with processes.loss_ends_the_run():
-        cuts = load_config(workdir).cuts if holds_run(workdir) else None
-        experiment = settled(config, cuts=cuts, say=print)
+        if holds_run(workdir) and str(config.get("cuts")).startswith("auto:"):
+            config = changed(config, cuts=load_config(workdir).get("cuts"))  # that were found
+        check(workdir, config)  # before data are loaded, or cuts looked for
+        experiment = settled(config, say=print)
         results = train_and_evaluate(experiment, workdir, profile=_PROFILE.value)
     return 128 + results.stopped_by if results.stopped_by else 0
 

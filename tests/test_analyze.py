@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.configs import common
 from experiments.pages import inside
 from experiments.training.trained import restore
@@ -17,7 +17,7 @@ SMALL = ConfigDict({"name": "mlp", "features": (4,)})
 
 def smoke(rule: str, **changes) -> ConfigDict:
     config = common.finish(common.digits(), "smoke")
-    config.rule = ConfigDict(parse_calls(rule, "rule")[rule])
+    config.rule = ConfigDict(parse_call(rule, "rule"))
     for field, value in changes.items():
         config[field] = value
     return config

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import save_file
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.app.errors import UserError
 from experiments.configs import common
 from experiments.pages import card
@@ -26,7 +26,7 @@ from tests.programs import assert_one_line_error, program, train
 
 def smoke(rule: str, model: dict) -> ConfigDict:
     config = common.finish(common.digits(), "smoke")
-    config.model, config.rule = ConfigDict(model), ConfigDict(parse_calls(rule, "rule")[rule])
+    config.model, config.rule = ConfigDict(model), ConfigDict(parse_call(rule, "rule"))
     return config
 
 

@@ -78,7 +78,7 @@ def test_the_rule_of_the_fourth_may_be_a_file_of_the_library(tmp_path):
     (tmp_path / "jaxlocal" / "rules" / "two_heads.py").write_text(cell.source)
     with (tmp_path / "jaxlocal" / "rules" / "__init__.py").open("a") as file:
         file.write("\nfrom jaxlocal.rules.two_heads import two_heads\n__all__ += ['two_heads']\n")
-    shown = "from experiments import registry; print(registry.RULES['two_heads'].__module__)"
+    shown = "from experiments.recipe import registry; print(registry.RULES['two_heads'].__module__)"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-c", shown], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -89,7 +89,7 @@ def test_the_rule_of_the_fourth_may_be_a_file_of_the_library(tmp_path):
 def test_a_run_prints_in_one_place():
     """In a notebook; what was printed before stays."""
     source = """
-from experiments.notebook import printing_in_place
+from experiments.training.notebook import printing_in_place
 print("before", flush=True)
 with printing_in_place():
     print("first")

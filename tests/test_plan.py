@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.app.errors import UserError
 from experiments.configs import common
 from experiments.cost import search as searching
@@ -22,7 +22,7 @@ def config_of(rule: str, **changes) -> ConfigDict:
     """Eight dense layers, narrow beside the batch: activations weigh more than the state, and compile at once."""
     config = common.noise(8, 10)
     config.model = ConfigDict({"name": "mlp", "features": (64,) * 8})
-    config.rule = ConfigDict(parse_calls(rule, "rule")[rule])
+    config.rule = ConfigDict(parse_call(rule, "rule"))
     config.batch_size = 1024
     for field, value in changes.items():
         config[field] = value

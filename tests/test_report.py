@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.app.errors import NOT_SAVED, UserError
 from experiments.configs import common
 from experiments.drawing import figures
@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
     for name, rule, seeds in (("plain", "greedy", 1), ("<b>&seeds", "greedy", 2), ("deep", "deep_supervision(dgl)", 1)):
         config = common.finish(common.digits(), "smoke")
         config.model = ConfigDict({"name": "mlp", "features": (8, 8, 8)})
-        config.rule, config.seeds = ConfigDict(parse_calls(rule, "rule")[rule]), seeds
+        config.rule, config.seeds = ConfigDict(parse_call(rule, "rule")), seeds
         train(config, directory / name)
     return [directory / name for name in ("plain", "<b>&seeds", "deep")]
 

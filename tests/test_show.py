@@ -6,7 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.configs import common
 from experiments.cost.compiled import block_costs, lowered_flops
 from experiments.pages import network
@@ -16,7 +16,7 @@ from tests.programs import assert_one_line_error, program
 
 def digits(rule: str, **changes) -> ConfigDict:
     config = common.digits()
-    config.rule = ConfigDict(parse_calls(rule, "rule")[rule])
+    config.rule = ConfigDict(parse_call(rule, "rule"))
     for field, value in changes.items():
         config[field] = value
     return config

@@ -53,6 +53,18 @@ def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> d
     return dict(calls)
 
 
+def parse_call(text: str, flag: str, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Reads one call: its config.
+
+    Raises:
+      UserError: as :func:`parse_calls`, or if there are several.
+    """
+    specs = list(parse_calls(text, flag, own).values())
+    if len(specs) != 1:
+        raise UserError(f"--{flag}={text}: give one rule, model or optimizer as one call, not {len(specs)}")
+    return specs[0]
+
+
 def innermost(spec: Any) -> Any:
     """The config, within that of a rule, of the one that wraps no other."""
     return innermost(spec["rule"]) if "rule" in spec else spec

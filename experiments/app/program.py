@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.app.errors import BAD_INPUT, UserError, one_line
 from jaxlocal.data.sources import default_cache_dir
 
@@ -90,10 +90,7 @@ def _call_as_dict(argument: str) -> str:
     if not match:
         return argument
     flag, text = match.groups()
-    specs = list(parse_calls(text, flag).values())
-    if len(specs) != 1:
-        raise UserError(f"--{flag}={text}: one call is needed, {len(specs)} are given")
-    return f"--{flag}={specs[0]}"
+    return f"--{flag}={parse_call(text, flag)}"
 
 
 def config_flag(meaning: str) -> Callable[[], ConfigDict]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments.app.calls import called, innermost, parse_calls
+from experiments.app.calls import called, innermost, parse_call
 from experiments.app.errors import UserError, user_input
 from experiments.cost.compiled import Measured, lowered_flops, measure, unit_costs
 from experiments.cost.cutter import Cutter
@@ -110,7 +110,6 @@ def settled(
     config: ConfigDict,
     *,
     dataset: data.Input | None = None,
-    cuts: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Experiment:
     """A config, built; if its cuts are ``auto:SIZE``, with the fewest that fit.
@@ -120,7 +119,6 @@ def settled(
     Args:
       config: as :mod:`experiments.configs` makes them.
       dataset: the one that the config names, if it was loaded before.
-      cuts: what ``auto`` stands for, if that was found before.
       say: is told of each candidate.
 
     Raises:
@@ -129,15 +127,13 @@ def settled(
     if not str(config.get("cuts", "")).startswith("auto:"):
         return build(config, dataset)
     budget = parse_memory(config.cuts.removeprefix("auto:"), "cuts=auto:")
-    if cuts:
-        return build(changed(config, cuts=cuts), dataset)
     dataset = build(in_one_block(config), dataset).dataset
     return search(config, dataset, budget, (config.executor,), say).experiment
 
 
 def in_one_block(config: ConfigDict, rule: str = "backprop") -> ConfigDict:
     """The same config under a rule that has one block."""
-    return changed(config, cuts="even:1", executor="fused", stages=0, rule=parse_calls(rule, "rule")[rule])
+    return changed(config, cuts="even:1", executor="fused", stages=0, rule=parse_call(rule, "rule"))
 
 
 def cutter_of(config: ConfigDict, dataset: data.Input) -> tuple[Experiment, Cutter]:

@@ -57,11 +57,12 @@ def card(run: Trained, record: Mapping[str, Any], errors: Sequence[float], parts
     network = (
         f"`{json.dumps(config.model.to_dict())}`: {len(run.experiment.network.units)} units, {counted:,} parameters"
     )
-    image = "x".join(map(str, dataset.example(1).input.shape[1:]))
+    image = "x".join(map(str, run.experiment.input_shape))
+    classes = run.experiment.task.num_classes
     facts = {
         "Network": f"{network} with the classifier. Auxiliary heads were left out.",
         "Rule": f"`{json.dumps(config.rule.to_dict())}`, cuts {list(run.experiment.network.cuts)}.",
-        "Input": f"{image} images, normalised as in training on {config.dataset}; {dataset.task.num_classes} classes.",
+        "Input": f"{image} images, normalised as in training on {config.dataset}; {classes} classes.",
         "Training": f"{run.step} steps of {config.batch_size} examples, seed {config.seed}; see `config.json`.",
         "Files": f"`{WEIGHTS}` (tensors named `unit_3.params.conv1.kernel`) and `orbax` hold the same.",
         "Made with": f"{environment}.",

@@ -101,8 +101,8 @@ def picture(rows: Mapping[str, Row], path: Path) -> None:
     colours = matplotlib.colormaps["tab20"]
     for i, (name, row) in enumerate(rows.items()):
         memory, error = row.cost.temporaries / MIB, float(np.mean(row.errors))
-        spread = float(np.std(row.errors, ddof=1)) if len(row.errors) > 1 else 0.0
-        trade.errorbar(memory, error, spread, fmt="o", color=colours(i), capsize=3)
+        deviation = float(np.std(row.errors, ddof=1)) if len(row.errors) > 1 else 0.0
+        trade.errorbar(memory, error, deviation, fmt="o", color=colours(i), capsize=3)
         trade.annotate(f" {name}", (memory, error), fontsize=8)
         mean = np.mean(row.curves, axis=0)
         curves.plot(row.steps, mean, color=colours(i), marker=".", label=name)

@@ -139,7 +139,7 @@ def rounded(x: Any) -> Any:
 def examples_of(run: Trained) -> str:
     """What a run was tested on, in words."""
     dataset = run.experiment.dataset
-    shape = "x".join(map(str, dataset.example(1).input.shape[1:]))
+    shape = "x".join(map(str, run.experiment.input_shape))
     return f"{dataset.num_test} images {shape} of {run.experiment.config.dataset}"
 
 

@@ -197,11 +197,11 @@ def _curves(curves: Mapping[str, tuple[Any, Any]], ylabel: str) -> str:
 
 
 def _pictures(shown: Mapping[str, str]) -> str:
-    figures = (
+    drawn = (
         svg.replace("<svg", f'<svg role="img" aria-label="{_text(caption)}"', 1) + f"<figcaption>{_text(caption)}"
         for caption, svg in shown.items()
     )
-    return f'<div class="pictures">{"".join(f"<figure>{figure}</figcaption></figure>" for figure in figures)}</div>'
+    return f'<div class="pictures">{"".join(f"<figure>{figure}</figcaption></figure>" for figure in drawn)}</div>'
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:

@@ -20,7 +20,7 @@ from jaxlocal.rule import LocalRule
 
 
 def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = None) -> Experiment:
-    """Builds a config, cheapest checks first. Nothing else reads one.
+    """Builds a config, cheapest checks first. What comes of it has the config inside.
 
     Args:
       config: as :mod:`experiments.configs` makes them.
@@ -29,8 +29,9 @@ def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = No
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
     """
-    config = FrozenConfigDict(config)
     check_fields(config)
+    with user_input("config"):
+        config = FrozenConfigDict(config)
     executor = EXECUTORS[config.executor]
 
     def prototypes() -> Any:

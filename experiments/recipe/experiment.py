@@ -68,8 +68,19 @@ class Experiment(NamedTuple):
         """Those that are trained together."""
         return range(self.config.seed, self.config.seed + self.config.seeds)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self.dataset.example(1).input.shape[1:]
+
     def at_seed(self, seed: int) -> "Experiment":
-        """The same with another first seed: the same programs, the same data."""
+        """The same with another first seed: the same programs, the same data.
+
+        Raises:
+          UserError: if it is none of 0 to 2^32 - 1.
+        """
+        if not 0 <= seed <= 2**32 - len(self.seeds):
+            raise UserError(f"seed {seed}: choose 0 or more, below 2^32")
         return self._replace(config=FrozenConfigDict({**self.config.to_dict(), "seed": seed}))
 
     def init(self) -> TrainState:
@@ -157,13 +168,13 @@ class Experiment(NamedTuple):
             head = size(own) - (size(classifier_of(own)) if block is state.blocks[-1] else 0)
             return {"network": (size(kept) - head) // len(self.seeds), "head": head // len(self.seeds)}
 
+        described = data.Described.of(self.dataset)
         return {
             "units": len(self.network.units),
             "cuts": list(self.network.cuts),
             "stages": list(self.stages),
             "parameters": [counts(block) for block in state.blocks],
-            "classes": self.task.num_classes,
-            "input": list(self.dataset.example(1).input.shape[1:]),
+            "data": described and described.record(),
             "train_examples": self.dataset.num_train,
             "test_examples": self.dataset.num_test,
             "steps_per_epoch": self.steps_per_epoch,

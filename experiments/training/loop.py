@@ -26,6 +26,7 @@ from experiments.training.record import Recorder
 from experiments.training.results import Results, format_blocks, mean, size_of, tested
 from experiments.training.trained import start_from
 from experiments.training.workdir import check, claimed
+from jaxlocal import data
 from jaxlocal.executors import MIB, BlockMetrics, TrainState, cost_of
 
 
@@ -39,11 +40,13 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
       profile: whether to trace a few steps, into ``workdir/profile``, and print where their time went.
 
     Raises:
-      UserError: if the data set or the workdir cannot be used, or another run is using it; as
+      UserError: if the workdir cannot be used, or another run is using it; as
         :class:`DivergedError` or :class:`NotSavedError`, if the run cannot go on.
     """
     config = experiment.config
     check(workdir, config)
+    if isinstance(experiment.dataset, data.Described):
+        raise UserError("the experiment has no data set, only its description: build it from its config")
     state = _start(experiment, workdir)
     about = experiment.describe(state)
     with claimed(workdir, config, about, environment()):

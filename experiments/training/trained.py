@@ -1,9 +1,9 @@
 """A run that was trained: restored as it is, or as what another run starts from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -37,9 +37,17 @@ class Trained(NamedTuple):
         """The same with its data set, for whatever looks at examples of it.
 
         Raises:
-          UserError: if that is missing.
+          UserError: if that is missing, or another one than the run's.
         """
-        return self._replace(experiment=build(self.experiment.config))
+        experiment = build(self.experiment.config)
+        theirs, ours = ((of.task.num_classes, of.input_shape) for of in (self.experiment, experiment))
+        if theirs != ours:
+            (k, shape), (n, other) = theirs, ours
+            raise UserError(
+                f"data set {experiment.config.dataset} has {n} classes of {other}, the run's had {k} of {shape}: name "
+                "the directory of that one by TFDS_DATA_DIR"
+            )
+        return self._replace(experiment=experiment)
 
     def one_seed(self) -> "Trained":
         """The first seed, of those that were trained together."""
@@ -54,8 +62,10 @@ def restore(workdir: Path, which: str = "last") -> Trained:
     Raises:
       UserError: if there is none, or it is damaged.
     """
-    config, about = load_config(workdir), load_record(workdir).get("about", {})
+    config, record = load_config(workdir), load_record(workdir).get("about", {}).get("data")
     check_fields(config)
+    with user_input(f"{workdir / 'config.json'} is damaged (about.data)"):
+        described = None if record is None else data.Described.read(record)  # older runs do not say
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {workdir}: train it first")
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
@@ -65,18 +75,8 @@ def restore(workdir: Path, which: str = "last") -> Trained:
         if config.executor in ("pipelined", "streamed+offload"):
             config.executor = "streamed"
         config.stages, config.data_parallel, config.start_from = 0, False, ""  # whatever it was trained on
-        experiment = build(config, _described(config.dataset, about))
+        experiment = build(config, described)  # type: ignore[arg-type]  # what an Input lets set, this does not
         return Trained(experiment, step, checkpoints.restore(step, experiment.init()))
-
-
-def _described(name: str, about: Mapping[str, Any]) -> data.Described | None:
-    """The data set of a run, as its record has it; None for runs of older versions, which do not say."""
-    if "input" not in about:
-        return None
-    with user_input(f"the record of data set {name}"):
-        return data.Described(
-            name, about["classes"], tuple(about["input"]), about["train_examples"], about["test_examples"]
-        )
 
 
 def start_from(workdir: Path, experiment: Experiment, state: TrainState) -> TrainState:

@@ -74,7 +74,7 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def check(workdir: Path, config: FrozenConfigDict) -> None:
+def check(workdir: Path, config: ConfigDict) -> None:
     """Leaves the directory as it is.
 
     Raises:
@@ -136,8 +136,9 @@ def _read(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(f"{path} is damaged (no field 'config')")
-    if not isinstance(content.get("environment", {}), dict):
-        raise UserError(f"{path} is damaged (field 'environment' holds no names)")
+    for field in ("about", "environment"):
+        if not isinstance(content.get(field, {}), dict):
+            raise UserError(f"{path} is damaged (field {field!r} holds no names)")
     shared = common.digits()
     content["config"] = {**{name: shared[name] for name in _ADDED}, **content["config"]}
     return content

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.app.calls import innermost, parse_calls
+from experiments.app.calls import innermost, parse_call, parse_calls
 from experiments.app.errors import UserError, one_of, user_input
 from experiments.configs import common
 from experiments.recipe.build import build
@@ -63,8 +63,7 @@ class Case(NamedTuple):
         """Of a run on random images."""
         config = common.noise(self.image, self.classes, max(1024, self.batch_size))
         for field, text in (("model", self.model), ("rule", self.rule)):
-            (spec,) = parse_calls(text, f"{field}s").values()
-            config[field] = ConfigDict(spec)
+            config[field] = ConfigDict(parse_call(text, f"{field}s"))
         if self.batch_size % self.accumulate:
             raise UserError(f"batch {self.batch_size} does not split into {self.accumulate} equal batches")
         config.batch_size, config.accumulate = self.batch_size // self.accumulate, self.accumulate

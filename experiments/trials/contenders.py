@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.app import processes
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.configs import common
 from experiments.recipe.build import build, changed
 from experiments.recipe.experiment import Experiment
@@ -70,10 +70,9 @@ def built(spec: Spec, rule: str) -> Experiment:
       UserError: if model, cuts and rule do not go together.
     """
     config = common.noise(spec.image, spec.classes, max(1024, spec.batch_size))
-    (model,), (of_rule,) = parse_calls(spec.model, "model").values(), parse_calls(rule, "rule").values()
+    called = {"model": parse_call(spec.model, "model"), "rule": parse_call(rule, "rule")}
     several = jax.process_count() > 1
-    fields = {"cuts": spec.cuts, "batch_size": spec.batch_size, "data_parallel": several}
-    return build(changed(config, model=model, rule=of_rule, **fields))
+    return build(changed(config, **called, cuts=spec.cuts, batch_size=spec.batch_size, data_parallel=several))
 
 
 def state_of(experiment: Experiment, batch: Batch) -> TrainState:

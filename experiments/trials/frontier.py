@@ -58,7 +58,7 @@ def analyse(experiment: Experiment) -> Numbers:
     began = time.perf_counter()
     programs = experiment.executor.programs(state, batch)
     lowered = time.perf_counter()
-    of = cost_of(programs, experiment.config.batch_size)
+    of = cost_of(programs, experiment.examples_of_a_device)
     return {
         "blocks": len(experiment.blocks),
         "programs": len(programs),

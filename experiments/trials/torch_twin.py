@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from experiments.app.calls import parse_calls
+from experiments.app.calls import parse_call
 from experiments.app.errors import UserError
 from experiments.trials.cases import Case
 from jaxlocal.heads import Classifier, ConvMlp, Units
@@ -74,8 +74,7 @@ def pytorch() -> Any:
 
 def has_twin(case: Case) -> bool:
     """Whether a case can be written in PyTorch here."""
-    (model,) = parse_calls(case.model, "models").values()
-    (rule,) = parse_calls(case.rule, "rules").values()
+    model, rule = parse_call(case.model, "models"), parse_call(case.rule, "rules")
     plain = case.dtype == "float32" and case.accumulate == 1 and case.executor == "fused"
     return plain and model["name"] == "resnet" and rule["name"] in RULES
 
@@ -119,9 +118,9 @@ def steps(case: Case, network: Network, parameters: int) -> dict[str, Callable[[
 def twin_of(case: Case, network: Network, memory_format: Any) -> Twin:
     """The twin of a case, drawn at random."""
     torch = pytorch()
-    (rule,) = parse_calls(case.rule, "rules").values()
+    rule = parse_call(case.rule, "rules")
     blocks, heads, channels, side = [], [], 3, case.image
-    for units, head in zip(blocks_of(network), _heads(network, dict(rule), case.classes), strict=True):
+    for units, head in zip(blocks_of(network), _heads(network, rule, case.classes), strict=True):
         modules = []
         for unit in units:
             modules.append(_unit(unit, channels))

@@ -137,8 +137,8 @@ class InMemory:
         _check(dataset)
         self.task = Task(dataset.num_classes)
         self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)
-        treatment = recipe(dataset.name)
-        self.prepare = prepare_with(treatment if augment else treatment._replace(pad=0, flip=False))
+        self.treatment = recipe(dataset.name)
+        self.prepare = prepare_with(self.treatment if augment else self.treatment._replace(pad=0, flip=False))
         self._dataset, self._train, self._test = dataset, dataset.train, dataset.test
 
     def example(self, n: int) -> Batch:

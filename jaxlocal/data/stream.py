@@ -175,6 +175,7 @@ class Streamed:
 
     batch_axes = 0
     ahead = 2
+    treatment = STREAMED
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ class Streamed:
         self._shape = (image_size, image_size, 3)
         self.num_train = len(self._train.source)
         self.num_test = min(len(self._test.source), test_examples or len(self._test.source))
-        self.prepare = prepare_with(STREAMED)
+        self.prepare = prepare_with(self.treatment)
 
     def example(self, n: int) -> Batch:
         """Of the side that was asked for."""
