@@ -5,8 +5,10 @@ as ``[b, h, w, c]``; the features of a dense block, ``[b, f]``, count as one pix
 a head has a ``width``, it multiplies the features of its hidden layers.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,9 +25,11 @@ from jaxlocal.layers import (
     flatten,
     global_average_pool,
     in_float32,
+    normed,
     safe_sqrt,
     scaled,
 )
+from jaxlocal.task import Task
 
 
 class Classifier(nn.Module):
@@ -33,13 +37,46 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: k.
+      each: whether every position answers: then nothing is pooled.
     """
 
     num_classes: int
+    each: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
-        return dense(global_average_pool(x), self.num_classes, name="dense")
+    def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b ... k"]:
+        return dense(x if self.each else global_average_pool(x), self.num_classes, name="dense")
+
+
+class Unembedding(nn.Module):
+    """What a transformer ends in: a norm and a dense layer without bias, drawn from N(0, 0.02).
+
+    Attributes:
+      num_classes: k.
+      norm: ``layer`` or ``rms``.
+      bias: of the norm.
+      each: whether every position answers; else their mean does.
+      hidden: whether a perceptron of four times the features stands behind a norm of its own, beside a residual
+        connection: a layer without attention.
+      width: of the perceptron, relative to that.
+    """
+
+    num_classes: int
+    norm: str
+    bias: bool = False
+    each: bool = True
+    hidden: bool = False
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... f"], *, train: bool) -> Float[Array, "b ... k"]:
+        draw = functools.partial(nn.Dense, use_bias=False, kernel_init=nn.initializers.normal(0.02))
+        if self.hidden:
+            y = normed(x, self.norm, bias=self.bias, name="norm1")
+            y = nn.gelu(draw(scaled(4 * x.shape[-1], self.width), name="hidden")(y), approximate=False)
+            x += draw(x.shape[-1], name="output")(y)
+        x = normed(x, self.norm, bias=self.bias, name="norm")
+        return draw(self.num_classes, name="dense")(x if self.each else global_average_pool(x))
 
 
 class Answered(nn.Module):
@@ -51,9 +88,22 @@ class Answered(nn.Module):
         return x
 
 
-def output_of(units: Sequence[nn.Module], num_classes: int) -> nn.Module:
-    """The head of a network's output: a classifier, unless the last unit has a field ``answers`` that is true."""
-    return Answered() if getattr(units[-1], "answers", False) else Classifier(num_classes)
+def classifier(units: Sequence[nn.Module], task: Task, **options: Any) -> nn.Module:
+    """The plain head of a network: an unembedding if its last unit has a field ``norms``, as transformers' have.
+
+    Args:
+      units: of the network.
+      task: what is asked.
+      **options: of :class:`Unembedding`.
+    """
+    if norm := getattr(units[-1], "norms", ""):
+        return Unembedding(task.num_classes, norm, units[-1].bias, task.each, **options)
+    return Classifier(task.num_classes, task.each)
+
+
+def output_of(units: Sequence[nn.Module], task: Task) -> nn.Module:
+    """The head of a network's output: its plain one, unless the last unit has a field ``answers`` that is true."""
+    return Answered() if getattr(units[-1], "answers", False) else classifier(units, task)
 
 
 class ConvMlp(nn.Module):
@@ -198,16 +248,20 @@ class Units(nn.Module):
       units: applied in order, with weights of their own.
       num_classes: k.
       norm: whether batch norm stands before the classifier.
+      output: a head in place of pool, norm and classifier.
     """
 
     units: tuple[nn.Module, ...]
     num_classes: int
     norm: bool = False
+    output: nn.Module | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b k"]:
+    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ... k"]:
         for unit in self.units:
             x = unit(x, train=train)
+        if self.output:
+            return self.output(x, train=train)
         x = global_average_pool(x)
         if self.norm:
             x = BatchNorm(not train, name="norm")(x)

@@ -10,31 +10,33 @@ from jaxtyping import Array, Float, Int
 
 from jaxlocal.layers import safe_sqrt
 
-Loss = Callable[[Float[Array, "b k"], Int[Array, "b"]], Float[Array, "b"]]
+Loss = Callable[[Float[Array, "b ... k"], Int[Array, "b ..."]], Float[Array, "b"]]
 TargetLoss = Callable[[Float[Array, "b ... f"], Float[Array, "#b ... f"]], Float[Array, "b"]]
 
 
 def cross_entropy(
-    logits: Float[Array, "b k"], labels: Int[Array, "b"], *, label_smoothing: float = 0.0
+    logits: Float[Array, "b ... k"], labels: Int[Array, "b ..."], *, label_smoothing: float = 0.0
 ) -> Float[Array, "b"]:
-    r"""Softmax cross-entropy, :math:`-\sum_k q_k \log p_k`.
+    r"""Softmax cross-entropy, :math:`-\sum_k q_k \log p_k`; the mean over positions, where there are any.
 
     With smoothing :math:`\epsilon` the target is
     :math:`q = (1-\epsilon)\,\mathrm{onehot}(y) + \epsilon / k`.
 
     Args:
-      logits: ``[b, k]``, unnormalised.
-      labels: ``[b]``, integers 0..k-1.
+      logits: ``[b, ..., k]``, unnormalised.
+      labels: ``[b, ...]``, integers 0..k-1.
       label_smoothing: :math:`\epsilon` in [0, 1).
 
     Returns:
       ``[b]``, in nats.
     """
-    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_shape(labels, logits.shape[:-1])
     if label_smoothing == 0:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        values = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    return values if values.ndim == 1 else jnp.mean(values, axis=tuple(range(1, values.ndim)))
 
 
 def similarity_matching(features: Float[Array, "b d"], labels: Int[Array, "b"], num_classes: int) -> Float[Array, "b"]:
@@ -122,7 +124,7 @@ def _mean_of_positions(x: Float[Array, "b ... f"]) -> Float[Array, "b"]:
     return jnp.mean(jnp.sum(x, axis=-1), axis=tuple(range(1, x.ndim - 1)))
 
 
-def accuracy(logits: Float[Array, "b k"], labels: Int[Array, "b"]) -> Float[Array, ""]:
-    """Fraction of examples whose largest logit is the label's."""
-    chex.assert_rank([logits, labels], [2, 1])
+def accuracy(logits: Float[Array, "b ... k"], labels: Int[Array, "b ..."]) -> Float[Array, ""]:
+    """Fraction of examples, or of all their positions, whose largest logit is the label's."""
+    chex.assert_shape(labels, logits.shape[:-1])
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jaxlocal import losses
 from jaxlocal.layers import in_float32
@@ -27,14 +27,14 @@ class Batch(NamedTuple):
     """Training examples as the blocks see them.
 
     Attributes:
-      input: ``[b, ...]``: an image ``[b, h, w, c]``, normalised, or features ``[b, f]``.
-      label: ``[b]``, integer classes.
+      input: ``[b, ...]``: an image ``[b, h, w, c]``, normalised, features ``[b, f]``, or tokens ``[b, t]``, integers.
+      label: ``[b]``, integer classes; ``[b, t]`` where every position answers.
       pixels: ``[b, h, w, c]`` in [0, 1], the image before it was normalised; only objectives
         that reconstruct it need it.
     """
 
-    input: Float[Array, "b ..."]
-    label: Int[Array, "b"]
+    input: Num[Array, "b ..."]
+    label: Int[Array, "b ..."]
     pixels: Float[Array, "b h w c"] | None = None
 
 
@@ -48,13 +48,13 @@ class ObjectiveOut(NamedTuple):
       loss: scalar, the mean over the batch; what the block's gradient is taken of.
       mutated: new running statistics of the objective's own modules.
       metrics: scalars by name, means over the batch.
-      logits: ``[b, k]`` in float32 or wider, or None where the objective predicts no classes.
+      logits: ``[b, ..., k]`` in float32 or wider, or None where the objective predicts no classes.
     """
 
     loss: Float[Array, ""]
     mutated: Variables
     metrics: dict[str, Array]
-    logits: Float[Array, "b k"] | None
+    logits: Float[Array, "b ... k"] | None
 
 
 @runtime_checkable
@@ -137,7 +137,7 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalO
     """A head reads class scores off the block's output; the loss compares them with the labels.
 
     Args:
-      head: a module called as ``head(carry, train=...)`` that returns ``[b, k]``.
+      head: a module called as ``head(carry, train=...)`` that returns ``[b, ..., k]``.
       loss: ``(logits, labels) -> [b]``; logits come in float32 or wider.
 
     Returns:

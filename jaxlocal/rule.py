@@ -48,7 +48,7 @@ A rule may move the cuts; the network it returns is the one to train.
 
 def output(network: Network, task: Task) -> LocalObjective:
     """The network's own output: a classifier behind the last unit, unless that answers itself."""
-    return readout(output_of(network.units, task.once("the network's output")), task.loss)
+    return readout(output_of(network.units, task), task.loss)
 
 
 def at_each_cut(network: Network, task: Task, objective: Callable[[int], LocalObjective]) -> LocalRule:

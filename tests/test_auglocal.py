@@ -56,7 +56,7 @@ def test_heads_fit_any_network(strides, data):
     network, _ = auglocal(depth)(Network(units, cut_everywhere(units)), Task(7))
     assert network.cuts == cut_everywhere(units)[: len(units) - depth - 1]
     for cut in network.cuts:
-        head = auxiliary_head(network, cut - 1, depth, 7)
+        head = auxiliary_head(network, cut - 1, depth, Task(7))
         assert [u.features for u in head.units] == [units[i].features for i in select_units(cut - 1, len(units), depth)]
         later = 1
         for unit in units[cut:]:
@@ -75,14 +75,14 @@ def test_crossings_are_spread_over_the_copies():
     """From 16 channels straight to the last stage: the first copy has the width, the second catches up."""
     units = models.resnet(32)
     network = Network(units, cut_everywhere(units))
-    strides = {depth: [u.strides for u in auxiliary_head(network, 5, depth, 10).units] for depth in (1, 2, 3)}
+    strides = {depth: [u.strides for u in auxiliary_head(network, 5, depth, Task(10)).units] for depth in (1, 2, 3)}
     assert strides == {1: [2], 2: [2, 2], 3: [2, 2, 1]}
-    assert [u.features for u in auxiliary_head(network, 5, 2, 10).units] == [32, 64]
+    assert [u.features for u in auxiliary_head(network, 5, 2, Task(10)).units] == [32, 64]
 
 
 def test_width_scales_the_copies_and_asks_for_features():
     units = models.convnet((4, 6, 8), (1, 1, 1))
-    head = auxiliary_head(Network(units), 0, 2, 10, width=1.5)
+    head = auxiliary_head(Network(units), 0, 2, Task(10), width=1.5)
     assert [unit.features for unit in head.units] == [9, 12]
     with pytest.raises(ValueError, match="Dropout, which has no field `features`"):
         with_width(nn.Dropout(0.5), 2.0)
@@ -91,8 +91,8 @@ def test_width_scales_the_copies_and_asks_for_features():
 def test_heads_of_one_unit_have_a_batch_norm():
     units = models.resnet(20)
     network = Network(units, cut_everywhere(units))
-    assert auxiliary_head(network, 0, 1, 10).norm
-    assert not auxiliary_head(network, 0, 2, 10).norm
+    assert auxiliary_head(network, 0, 1, Task(10)).norm
+    assert not auxiliary_head(network, 0, 2, Task(10)).norm
 
 
 def test_coarse_cuts_keep_blocks_of_several_units():

@@ -21,9 +21,14 @@ TENSORS = {
     "man_infopro_resnet32_k8": 282,
     "man_infopro_contrast_resnet32_k8": 282,
     "manpp_dgl_resnet32_k16": 563,
+    "gpt_bp": 28,
+    "gpt_greedy_k3": 32,
+    "gpt_auglocal_k3": 50,
 }
 # InfoPro's code restores the image by means and deviations rounded to float32, and is that far from ours.
 ROUNDED = 2e-7
+# jax.nn.dot_product_attention takes its scores in float32, whatever it is given.
+ATTENTION = 1e-6
 
 
 @pytest.mark.slow
@@ -33,8 +38,10 @@ def test_agrees_with_the_authors_code(name):
     result = json.loads(done.stdout)
     assert done.returncode == 0, result
     assert result["tensors"] == TENSORS[name]
-    limit = ROUNDED if "infopro" in name else 1e-10  # far below the 1e-6 that the program asks for
-    quantities = {"losses", "logits", "gradients"} | ({"averages"} if "man" in name else {"running_statistics"})
+    limit = ROUNDED if "infopro" in name else ATTENTION if "gpt" in name else 1e-10  # the program asks for 1e-6
+    quantities = {"losses", "logits", "gradients"}
+    if "gpt" not in name:
+        quantities |= {"averages"} if "man" in name else {"running_statistics"}
     assert quantities <= result.keys()
     for quantity in quantities:
         assert 0 <= result[quantity] < limit

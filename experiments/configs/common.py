@@ -19,10 +19,12 @@ def digits() -> ConfigDict:
             "rule": {"name": "backprop"},
             "label_smoothing": 0.0,
             "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
-            "schedule": "cosine",  # the papers', by epochs; or constant
+            "schedule": "cosine",  # the papers', by epochs; or constant; or warmup_cosine, by steps
             "learning_rate": 0.05,
             "warmup_epochs": 2,
             "warmup_start": 0.01,
+            "warmup_steps": 0,  # of warmup_cosine
+            "learning_rate_end": 0.0,  # likewise
             "batch_size": 64,
             "accumulate": 1,  # batches whose mean gradient makes one update
             "eval_batch_size": 360,
@@ -123,6 +125,24 @@ def imagenet() -> ConfigDict:
     config.warmup_epochs = 0
     config.eval_batch_size = 500
     config.duration = "200 epochs"
+    return config
+
+
+def shakespeare() -> ConfigDict:
+    """NanoGPT's character model for CPUs: four layers, two thousand steps of twelve windows."""
+    config = digits()
+    config.dataset = "tinyshakespeare"
+    config.model = ConfigDict(
+        {"name": "gpt", "layers": 4, "heads": 4, "features": 128, "context": 64, "vocabulary": 65, "dropout": 0.0}
+    )
+    config.optimizer = ConfigDict(
+        {"name": "adamw", "b1": 0.9, "b2": 0.99, "weight_decay": 0.1, "matrices": True, "clip": 1.0}
+    )
+    config.schedule = "warmup_cosine"
+    config.learning_rate, config.learning_rate_end, config.warmup_steps = 1e-3, 1e-4, 100
+    config.batch_size = 12
+    config.eval_batch_size = 64
+    config.duration, config.eval_every, config.log_every = "2000 steps", "250 steps", "50 steps"
     return config
 
 

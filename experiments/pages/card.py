@@ -57,16 +57,18 @@ def card(run: Trained, record: Mapping[str, Any], errors: Sequence[float], parts
     network = (
         f"`{json.dumps(config.model.to_dict())}`: {len(run.experiment.network.units)} units, {counted:,} parameters"
     )
-    image = "x".join(map(str, run.experiment.input_shape))
+    seen = f"{'x'.join(map(str, run.experiment.input_shape))} images, normalised as in training on {config.dataset}"
+    if run.experiment.task.each:
+        seen = f"windows of up to {run.experiment.input_shape[0]} tokens, numbered as in training on {config.dataset}"
     classes = run.experiment.task.num_classes
     facts = {
         "Network": f"{network} with the classifier. Auxiliary heads were left out.",
         "Rule": f"`{json.dumps(config.rule.to_dict())}`, cuts {list(run.experiment.network.cuts)}.",
-        "Input": f"{image} images, normalised as in training on {config.dataset}; {classes} classes.",
+        "Input": f"{seen}; {classes} classes.",
         "Training": f"{run.step} steps of {config.batch_size} examples, seed {config.seed}; see `config.json`.",
         "Files": f"`{WEIGHTS}` (tensors named `unit_3.params.conv1.kernel`) and `orbax` hold the same.",
         "Made with": f"{environment}.",
-        "Limits": f"made for research. It knows the classes and the images of {config.dataset}; no other was tested.",
+        "Limits": f"made for research. It knows the classes and the examples of {config.dataset}; no other was tested.",
         "Evaluation": f"this checkpoint, on {dataset.num_test:,} test examples of {config.dataset}:",
     }
     title = f"# {config.model.name} on {config.dataset}, trained by {config.rule.name}"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.app.errors import UserError
 from experiments.app.files import read_lines
 from experiments.drawing.tables import aligned
 from experiments.training.results import errors_by_block, errors_over_time, exit_errors
@@ -71,8 +72,13 @@ def look(workdir: Path, run: Trained, examples: int = 512, probed: int = 5000) -
       run: of one seed.
       examples: of the test split, that ``grams`` are of.
       probed: training examples that probes are fitted to, at most.
+
+    Raises:
+      UserError: if the run is on a text.
     """
     experiment, state = run.experiment, run.state
+    if experiment.task.each:
+        raise UserError(f"{workdir} is a run on a text: what is looked at here are classes of images")
     dtype, classes = experiment.dtype, experiment.task.num_classes
 
     @jax.jit

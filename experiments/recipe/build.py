@@ -51,6 +51,12 @@ def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = No
     durations = {name: parse_duration(config[name], name) for name in ("duration", "eval_every", "log_every")}
     dataset = dataset or load(config)
     task = dataset.task._replace(loss=loss_of(config))
+    vocabulary = getattr(units[0], "vocabulary", None)
+    if task.each != (vocabulary is not None):
+        asked = "reads tokens" if vocabulary else "reads images"
+        raise UserError(f"model {config.model.name} {asked}, which data set {config.dataset} has not: choose another")
+    if task.each and vocabulary != task.num_classes:
+        raise UserError(f"model.vocabulary {vocabulary}: set it to {task.num_classes}, as {config.dataset} has tokens")
     with user_input("model"):
         if cuts is None:
             costs = activations(units, dataset.example(1).input)

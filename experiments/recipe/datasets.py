@@ -15,6 +15,10 @@ def load(config: FrozenConfigDict) -> data.Input:
     name, data_dir = config.dataset, config.data_dir or None
     try:
         with user_input("dataset"):
+            if data.is_text(name):
+                if "context" not in config.model:
+                    raise ValueError(f"{name} is a text, which model {config.model.name} does not read: choose gpt")
+                return data.Text(name, config.model.context, config.eval_examples)
             if data.is_small(name):
                 dataset = data.load(name, data_dir)
             else:

@@ -109,7 +109,9 @@ def starts(
     if len(where) in (1, len(blocks)):
         return tuple(range(1, len(where)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-    batch = zeros._replace(input=jax.random.normal(jax.random.key(0), example.input.shape, example.input.dtype))
+    batch = zeros
+    if jnp.issubdtype(example.input.dtype, jnp.floating):
+        batch = zeros._replace(input=jax.random.normal(jax.random.key(0), example.input.shape, example.input.dtype))
     state = init_state(blocks, feed, optimizer, jax.random.key(0), jax.tree.map(lambda x: x[:1], batch))
     found = cut_balanced(block_seconds(blocks, feed, optimizer, state, batch, dtype), len(where))
     return tuple(int(start) for start in processes.of_first(np.array(found)))  # times differ

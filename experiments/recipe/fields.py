@@ -12,7 +12,7 @@ from experiments.configs import common
 from experiments.recipe.registry import DTYPES, EXECUTORS, fits
 from jaxlocal import losses
 from jaxlocal.network import cut_balanced, cut_evenly, cut_everywhere
-from jaxlocal.optimizers import cosine_with_warmup
+from jaxlocal.optimizers import cosine_with_warmup, warmup_cosine
 
 ON_DIVERGENCE = ("stop", "skip", "rollback")
 
@@ -58,7 +58,7 @@ def check_fields(config: ConfigDict | FrozenConfigDict) -> None:
 
 def schedule_of(config: FrozenConfigDict, num_steps: int, per_epoch: int) -> optax.Schedule:
     """The learning rate by name; a schedule that cannot train in this duration is refused."""
-    one_of("schedule", config.schedule, ("cosine", "constant"))
+    one_of("schedule", config.schedule, ("cosine", "constant", "warmup_cosine"))
     if config.learning_rate <= 0 or config.warmup_epochs < 0 or config.warmup_start < 0:
         raise UserError(
             f"learning_rate {config.learning_rate}, warmup_epochs {config.warmup_epochs}, warmup_start "
@@ -66,6 +66,14 @@ def schedule_of(config: FrozenConfigDict, num_steps: int, per_epoch: int) -> opt
         )
     if config.schedule == "constant":
         return optax.constant_schedule(config.learning_rate)
+    if config.schedule == "warmup_cosine":
+        warmup, end = config.warmup_steps, config.learning_rate_end
+        if not 0 <= warmup < num_steps or not 0 <= end <= config.learning_rate:
+            raise UserError(
+                f"warmup_steps {warmup} of {num_steps}, learning_rate_end {end} after {config.learning_rate}: warm up "
+                "for fewer steps than there are, and end at 0 or more, at most at the learning rate"
+            )
+        return warmup_cosine(config.learning_rate, num_steps, warmup, end)
     epochs = num_steps / per_epoch
     if epochs <= 1 or config.warmup_epochs >= epochs:
         raise UserError(

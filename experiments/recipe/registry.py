@@ -18,6 +18,7 @@ from jaxlocal.rule import Rule
 RULES: dict[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
 MODELS: Mapping[str, Callable[..., Any]] = {
     "convnet": models.convnet,
+    "gpt": models.gpt,
     "imagenet_resnet": models.imagenet_resnet,
     "lenet": models.lenet,
     "mlp": models.mlp,

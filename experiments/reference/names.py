@@ -37,6 +37,15 @@ CONV_MLP_HEAD = {
     "dense2_bn": "head.16",
     "dense": "head.18",
 }
+TRANSFORMER_LAYER = {
+    "norm1": "ln_1",
+    "qkv": "attn.c_attn",
+    "projection": "attn.c_proj",
+    "norm2": "ln_2",
+    "hidden": "mlp.c_fc",
+    "output": "mlp.c_proj",
+}
+EMBEDDING = {"tokens": "wte", "positions": "wpe"}
 # Heads of objectives with several terms: term -> (module there, its submodules).
 TERM_HEADS = {
     "similarity": ("decoder", {"conv": "decoder.0"}),
@@ -126,13 +135,43 @@ def _dotted(table: Mapping[str, str], modules: list[str], leaf: str) -> str:
     return ".".join([table[first], *(RESIDUAL_UNIT[module] for module in inner), LEAF[leaf]])
 
 
-def to_reference(x: np.ndarray) -> np.ndarray:
-    """Our layout to PyTorch's: HWIO to OIHW, IO to OI."""
+class GptLayout(NamedTuple):
+    """How nanoGPT names the tensors of a transformer, and golden files those of auxiliary heads."""
+
+    def names(
+        self, variables: Variables, block: int, first_unit: int, num_units: int, *, is_last: bool
+    ) -> Iterator[tuple[Path, str]]:
+        """As :meth:`Layout.names`."""
+        del block
+        end = "" if is_last else f"aux.{first_unit + num_units}."
+        for path in traverse_util.flatten_dict(dict(variables)):
+            part, *modules, leaf = path[1:]
+            if part == "head":
+                modules = modules[1:] if modules[0] == "output" else modules
+                if modules[0].startswith("units_"):
+                    layer = f"{end}h.{modules[0].removeprefix('units_')}.{TRANSFORMER_LAYER[modules[1]]}"
+                else:
+                    norm = "transformer.ln_f" if is_last else f"{end}ln_f"
+                    layer = {"norm": norm, "dense": f"{end}lm_head"}[modules[0]]
+            elif leaf in EMBEDDING:
+                layer = f"transformer.{EMBEDDING[leaf]}"
+            else:
+                unit = first_unit + int(part.removeprefix("unit_"))
+                layer = f"transformer.h.{unit - 1}.{TRANSFORMER_LAYER[modules[0]]}"
+            yield path, f"{layer}.{LEAF.get(leaf, 'weight')}"
+
+
+def to_reference(x: np.ndarray, path: Path = ()) -> np.ndarray:
+    """Our layout to PyTorch's: HWIO to OIHW, IO to OI; the rows of an embedding stay what they are."""
+    if path and path[-1] in EMBEDDING:
+        return x
     return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
-def from_reference(x: np.ndarray) -> np.ndarray:
+def from_reference(x: np.ndarray, path: Path = ()) -> np.ndarray:
     """PyTorch's layout to ours; the inverse of :func:`to_reference`."""
+    if path and path[-1] in EMBEDDING:
+        return x
     return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
 
 

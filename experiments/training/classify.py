@@ -19,6 +19,8 @@ def read(path: Path, dataset: data.Input) -> np.ndarray:
     Raises:
       UserError: if it cannot be read.
     """
+    if dataset.task.each:
+        raise UserError(f"image {path}: the run is on a text, not on images")
     shape = height, width, channels = dataset.example(1).input.shape[1:]
     try:
         with Image.open(path) as image:

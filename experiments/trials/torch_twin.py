@@ -22,6 +22,7 @@ from jaxlocal.heads import Classifier, ConvMlp, Units
 from jaxlocal.models.resnet import BasicBlock, Stem
 from jaxlocal.network import Network, blocks_of
 from jaxlocal.rules.auglocal import auglocal, auxiliary_head, depth_schedule
+from jaxlocal.task import Task
 
 LAYOUTS = ("channels_last", "contiguous_format")  # the faster one, and NCHW as in the authors' code
 RULES = ("backprop", "dgl", "auglocal")
@@ -142,7 +143,7 @@ def _heads(network: Network, rule: dict[str, Any], classes: int) -> list[nn.Modu
         options = {key: default.default for key, default in inspect.signature(auglocal).parameters.items()} | rule
         depths = depth_schedule(options["depth"], len(cuts) + 1, options["tau"])
         ends = zip(cuts, depths, strict=True)
-        local = [auxiliary_head(network, cut - 1, d, classes, options["width"]) for cut, d in ends]
+        local = [auxiliary_head(network, cut - 1, d, Task(classes), options["width"]) for cut, d in ends]
     else:
         local = [ConvMlp(classes, **rule) for _ in cuts]
     return [*local, Classifier(classes)]

@@ -7,6 +7,7 @@ from jaxlocal.data.order import batch_indices, steps_per_epoch
 from jaxlocal.data.prototypes import prototypes
 from jaxlocal.data.sources import NAMES, Dataset, MissingDataError, Split, is_small, load, tfds_builder
 from jaxlocal.data.stream import Streamed, UnreadableError
+from jaxlocal.data.text import Text, is_text
 
 __all__ = [
     "NAMES",
@@ -22,10 +23,12 @@ __all__ = [
     "Recipe",
     "Split",
     "Streamed",
+    "Text",
     "UnreadableError",
     "batch_indices",
     "decoded",
     "is_small",
+    "is_text",
     "load",
     "prepare_with",
     "prototypes",

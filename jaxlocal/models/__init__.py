@@ -1,6 +1,7 @@
 """Networks, as functions that return tuples of units."""
 
 from jaxlocal.models.convnet import ConvUnit, convnet
+from jaxlocal.models.gpt import Embedding, Layer, gpt
 from jaxlocal.models.imagenet_resnet import Bottleneck, PooledStem, imagenet_resnet, resnext
 from jaxlocal.models.lenet import PoolUnit, lenet
 from jaxlocal.models.mlp import DenseUnit, mlp
@@ -15,13 +16,16 @@ __all__ = [
     "ConvUnit",
     "Denoiser",
     "DenseUnit",
+    "Embedding",
     "LabelUnit",
+    "Layer",
     "PoolUnit",
     "PooledConvUnit",
     "PooledStem",
     "RecurrentUnit",
     "Stem",
     "convnet",
+    "gpt",
     "imagenet_resnet",
     "lenet",
     "mlp",

@@ -20,7 +20,7 @@ References:
 
 import math
 
-from jaxlocal.heads import Units
+from jaxlocal.heads import Units, classifier
 from jaxlocal.network import Network, strides_of, with_strides, with_width
 from jaxlocal.objective import LocalObjective, readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
@@ -46,8 +46,8 @@ def depth_schedule(depth: int, num_blocks: int, tau: float) -> tuple[int, ...]:
     return tuple(max(1, round(depth * (1 - slope) + slope)) for slope in slopes)
 
 
-def auxiliary_head(network: Network, last: int, depth: int, num_classes: int, width: float = 1.0) -> Units:
-    """The head on unit ``last``: later units with fresh weights, pool, dense classifier.
+def auxiliary_head(network: Network, last: int, depth: int, task: Task, width: float = 1.0) -> Units:
+    """The head on unit ``last``: later units with fresh weights, pool, dense classifier; or a transformer's own end.
 
     A copy has ``width`` times the features of the unit it copies. It halves the resolution where the
     selection steps over units that do; if it steps over several, the copies after
@@ -62,7 +62,9 @@ def auxiliary_head(network: Network, last: int, depth: int, num_classes: int, wi
         strides = 2 if behind and hasattr(unit, "strides") else 1
         copies.append(with_width(with_strides(unit, strides), width))
         behind, previous = behind - (strides == 2), selected
-    return Units(tuple(copies), num_classes, norm=depth <= 1)
+    if hasattr(network.units[-1], "norms"):
+        return Units(tuple(copies), task.num_classes, output=classifier(network.units, task))
+    return Units(tuple(copies), task.once("auglocal on units without a norm"), norm=depth <= 1)
 
 
 def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0) -> Rule:
@@ -81,7 +83,6 @@ def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0) -> Rule:
         raise ValueError(f"auglocal: depth {depth} and tau {tau} given; depth is 1 or more, tau between 0 and 1")
 
     def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
-        num_classes = task.once("auglocal")
         num_blocks = len(network.cuts) + 1 - depth
         if num_blocks < 2:
             raise ValueError(
@@ -92,7 +93,7 @@ def auglocal(depth: int = 2, tau: float = 0.5, width: float = 1.0) -> Rule:
         depths = depth_schedule(depth, num_blocks, tau)
 
         def objective(i: int) -> LocalObjective:
-            return readout(auxiliary_head(network, kept.cuts[i] - 1, depths[i], num_classes, width), task.loss)
+            return readout(auxiliary_head(network, kept.cuts[i] - 1, depths[i], task, width), task.loss)
 
         return kept, at_each_cut(kept, task, objective)
 

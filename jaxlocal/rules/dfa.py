@@ -52,7 +52,7 @@ def _feedback(inner: LocalObjective, task: Task, sign: bool) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         head_key, *keys = jax.random.split(key, 1 + len(carry))
         matrices = {
-            str(i): random_projection(key, task.once("dfa"), x.shape[1:])
+            str(i): random_projection(key, task.num_classes, x.shape[1 + task.each :])
             for i, (key, x) in enumerate(zip(keys, carry, strict=True))
         }
         return nest(output=inner.init(head_key, carry[-1], batch), feedback={"fixed": matrices})

@@ -5,7 +5,7 @@ References:
   section 4.1 and appendix (the head called MLP-SR-aux).
 """
 
-from jaxlocal.heads import ConvMlp
+from jaxlocal.heads import ConvMlp, classifier
 from jaxlocal.network import Network
 from jaxlocal.objective import readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
@@ -20,7 +20,8 @@ def dgl(width: float = 1.0) -> Rule:
     """
 
     def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
-        head = readout(ConvMlp(task.once("dgl"), width), task.loss)
-        return network, at_each_cut(network, task, lambda _: head)
+        on_tokens = classifier(network.units, task, hidden=True, width=width)
+        objective = readout(on_tokens if task.each else ConvMlp(task.num_classes, width), task.loss)
+        return network, at_each_cut(network, task, lambda _: objective)
 
     return rule

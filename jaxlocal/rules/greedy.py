@@ -5,7 +5,7 @@ References:
   ICML 2019 (depth k = 1; here all blocks train at once).
 """
 
-from jaxlocal.heads import Classifier
+from jaxlocal.heads import classifier
 from jaxlocal.network import Network
 from jaxlocal.objective import readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
@@ -13,10 +13,10 @@ from jaxlocal.task import Task
 
 
 def greedy() -> Rule:
-    """Global average pool and a dense layer at every cut."""
+    """The network's plain head at every cut: a dense layer behind a pool, or a transformer's norm and unembedding."""
 
     def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
-        head = readout(Classifier(task.once("greedy")), task.loss)
+        head = readout(classifier(network.units, task), task.loss)
         return network, at_each_cut(network, task, lambda _: head)
 
     return rule

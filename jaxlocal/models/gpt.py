@@ -1,0 +1,151 @@
+"""Language models: stacks of transformer layers over tokens (GPT-2 as nanoGPT builds it; Llama-like by options)."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array, Float, Int
+
+from jaxlocal.layers import Biased, normed
+
+DEVIATION = 0.02  # of all initial weights; residual projections have less
+
+
+class Embedding(nn.Module):
+    """What a token is, and where it stands.
+
+    Attributes:
+      vocabulary: number of tokens.
+      features: of what it puts out.
+      context: most positions.
+      learned: whether positions have features of their own; else layers turn by them.
+      dropout: rate.
+    """
+
+    vocabulary: int
+    features: int
+    context: int
+    learned: bool = True
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "b t"], *, train: bool) -> Float[Array, "b t f"]:
+        length = tokens.shape[1]
+        if length > self.context:
+            raise ValueError(f"{length} tokens for a context of {self.context}: give fewer, or a model of a longer one")
+        init = initializers.normal(DEVIATION)
+        x = self.param("tokens", init, (self.vocabulary, self.features))[tokens]
+        if self.learned:
+            x += self.param("positions", init, (self.context, self.features))[:length]
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+class Layer(nn.Module):
+    """Attention, then a perceptron at each position; each behind a norm and beside a residual connection.
+
+    Attributes:
+      heads: of attention; they divide the features.
+      layers: of the whole network: residual projections start at ``0.02 / sqrt(2 layers)`` (GPT-2).
+      norms: ``layer`` or ``rms``.
+      bias: whether dense layers and norms have biases.
+      gated: whether the perceptron is SiLU-gated (Shazeer 2020), of 8/3 times the features; else GELU, of 4 times.
+      rotary: whether queries and keys are turned by their positions (Su et al. 2021).
+      causal: whether a position sees none that come after it.
+      dropout: rate, behind both.
+    """
+
+    heads: int
+    layers: int
+    norms: str = "layer"
+    bias: bool = False
+    gated: bool = False
+    rotary: bool = False
+    causal: bool = True
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t f"], *, train: bool) -> Float[Array, "b t f"]:
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x += drop(self._attention(normed(x, self.norms, bias=self.bias, name="norm1")))
+        return x + drop(self._perceptron(normed(x, self.norms, bias=self.bias, name="norm2")))
+
+    def _attention(self, x: Array) -> Array:
+        b, t, features = x.shape
+        qkv = self._dense(x, 3 * features, "qkv").reshape(b, t, 3, self.heads, features // self.heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        if self.rotary:
+            q, k = turned(q), turned(k)
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+        return self._dense(y.reshape(b, t, features), features, "projection", residual=True)
+
+    def _perceptron(self, x: Array) -> Array:
+        features = x.shape[-1]
+        if self.gated:
+            hidden = math.ceil(features * 8 / 3)
+            x = nn.silu(self._dense(x, hidden, "gate")) * self._dense(x, hidden, "hidden")
+        else:
+            x = nn.gelu(self._dense(x, 4 * features, "hidden"), approximate=False)
+        return self._dense(x, features, "output", residual=True)
+
+    def _dense(self, x: Array, features: int, name: str, *, residual: bool = False) -> Array:
+        init = initializers.normal(DEVIATION / math.sqrt(2 * self.layers) if residual else DEVIATION)
+        layer = functools.partial(nn.Dense, features, use_bias=False, kernel_init=init)
+        return (Biased(layer(parent=None), initializers.zeros, name=name) if self.bias else layer(name=name))(x)
+
+
+def turned(x: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
+    """Each half's pairs of features, turned by angles that grow with the position (rotary embedding, half by half)."""
+    half = x.shape[-1] // 2
+    rates = 10_000.0 ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None, None] * rates
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def gpt(
+    layers: int = 4,
+    heads: int = 4,
+    features: int = 128,
+    context: int = 64,
+    vocabulary: int = 65,
+    bias: bool = False,
+    norm: str = "layer",
+    gated: bool = False,
+    rotary: bool = False,
+    dropout: float = 0.0,
+) -> tuple[nn.Module, ...]:
+    """Tokens ``[b, t]`` to features ``[b, t, features]``: unit 0 embeds, each other is a layer.
+
+    With ``norm="rms", gated=True, rotary=True`` it is a stack as Llama's. The norm and the unembedding at the end
+    are the head's. They have weights of their own.
+
+    Args:
+      layers: how many.
+      heads: of attention, which divide the features.
+      features: of the residual stream.
+      context: most positions.
+      vocabulary: number of tokens.
+      bias: of dense layers and norms.
+      norm: ``layer`` or ``rms``.
+      gated: SiLU-gated perceptrons in place of GELU.
+      rotary: positions by rotation in place of learned features.
+      dropout: rate.
+
+    Raises:
+      ValueError: if a number is out of range, heads do not divide the features, or the norm is not known.
+    """
+    if min(layers, heads, features, context, vocabulary) < 1 or features % heads or not 0 <= dropout < 1:
+        raise ValueError(
+            f"layers {layers}, heads {heads}, features {features}, context {context}, vocabulary {vocabulary}, dropout "
+            f"{dropout}: give 1 or more, features that the heads divide, and a rate of 0 or more, below 1"
+        )
+    if rotary and features // heads % 2:
+        raise ValueError(f"features {features} in {heads} heads are {features // heads} each: rotary turns pairs")
+    if norm not in ("layer", "rms"):
+        raise ValueError(f"norm {norm!r}: choose layer or rms")
+    layer = Layer(heads, layers, norm, bias, gated, rotary, dropout=dropout)
+    return Embedding(vocabulary, features, context, not rotary, dropout), *(layer.clone() for _ in range(layers))
