@@ -24,7 +24,7 @@ def digits(rule: str, **changes) -> ConfigDict:
 
 def shown(rule: str, **changes) -> tuple[network.Shown, ...]:
     config = digits(rule, **changes)
-    return network.blocks_of(build(config), config)
+    return network.blocks_of(build(config))
 
 
 def kinds(block: network.Shown) -> list[list[str]]:

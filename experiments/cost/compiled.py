@@ -121,9 +121,9 @@ def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
         if same not in known:
             both_of = (block, block._replace(objective=_NO_HEAD))
             whole, bare = (_alone(x, carry, batch, experiment.dtype, optimizer) for x in both_of)
-            both, own = (program.flops() / b for program in (whole, bare))
+            of, own = cost_of([whole], b, _known), bare.flops() / b
             out = abstract(whole.lowered.out_info[1])
-            cost = UnitCost(type(unit).__name__, out.shape[1:], _temporaries(whole), own, both - own)
+            cost = UnitCost(type(unit).__name__, out.shape[1:], of.temporaries, own, of.flops - own)
             known[same] = cost, out
         found.append(known[same][0])
         carry = known[same][1]
@@ -145,8 +145,8 @@ def block_costs(experiment: Experiment) -> tuple[BlockCost, ...]:
         block = block._replace(objective=block.objective._replace(sync=no_sync))
         both_of = (block, block._replace(objective=_NO_HEAD))
         whole, bare = (_alone(x, carry, batch, experiment.dtype, experiment.optimizer) for x in both_of)
-        both, own = (program.flops() / b for program in (whole, bare))
-        found.append(BlockCost(_temporaries(whole), own, both - own))
+        of, own = cost_of([whole], b, _known), bare.flops() / b
+        found.append(BlockCost(of.temporaries, own, of.flops - own))
         carry = whole.lowered.out_info[1]
     return tuple(found)
 
@@ -165,7 +165,3 @@ def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train
 
 
 _NO_HEAD = headless(_silent)
-
-
-def _temporaries(program: Program) -> int:
-    return cost_of([program], 1, _known).temporaries

@@ -68,17 +68,25 @@ def take_turns(runners: Mapping[str, Runner], steps: Mapping[str, int], rounds: 
     return seconds
 
 
+def repeated(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, data: Any) -> Callable[[int], None]:
+    """Makes so many steps from where it stands, all on the same data, and waits for them."""
+    jax.block_until_ready(state)
+
+    def turn(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, _ = step(state, data)
+        jax.block_until_ready(state)
+
+    return turn
+
+
 def _runner(experiment: Experiment, resident: Any) -> Runner:
-    """Goes on from where it stands, all on one batch."""
-    data, state = experiment.data_of(0, resident), experiment.init()
+    turn = repeated(experiment.executor.step, experiment.init(), experiment.data_of(0, resident))
 
     def run(steps: int) -> float:
-        nonlocal state
-        jax.block_until_ready(state)
         began = time.perf_counter()
-        for _ in range(steps):
-            state, _ = experiment.executor.step(state, data)
-        jax.block_until_ready(state)
+        turn(steps)
         return time.perf_counter() - began
 
     return run

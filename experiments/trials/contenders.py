@@ -13,6 +13,7 @@ import numpy as np
 from experiments.app import processes
 from experiments.app.calls import parse_call
 from experiments.configs import common
+from experiments.cost.timed import repeated
 from experiments.recipe.build import build, changed
 from experiments.recipe.experiment import Experiment
 from experiments.trials.simulator import Profile, block_parallel, data_parallel, model_parallel
@@ -172,26 +173,10 @@ def turns_of(make: Callable[[], Executor], placement: Placement, batch: Batch) -
     executor = make()
     state = executor.init(jax.random.key(0), jax.tree.map(lambda x: jnp.asarray(x[:1]), batch))
     mine = placement.positions(len(batch.label))
-    data = placement.spread(jax.tree.map(lambda x: x[mine], batch), 0)
-
-    def turn(steps: int) -> None:
-        nonlocal state
-        for _ in range(steps):
-            state, _ = executor.step(state, data)
-        jax.block_until_ready(state)
-
-    return turn
+    return repeated(executor.step, state, placement.spread(jax.tree.map(lambda x: x[mine], batch), 0))
 
 
 def turns_of_stages(make: Callable[[], ModelParallel], backprop: Experiment, batch: Batch) -> Turn:
     """Of backprop in stages."""
     stages = make()
-    states, microbatches = stages.init(state_of(backprop, batch).blocks[0], batch)
-
-    def turn(steps: int) -> None:
-        nonlocal states
-        for _ in range(steps):
-            states, _ = stages.step(states, microbatches)
-        jax.block_until_ready(states)
-
-    return turn
+    return repeated(stages.step, *stages.init(state_of(backprop, batch).blocks[0], batch))
