@@ -15,6 +15,7 @@ from jaxlocal import block as block_lib
 from jaxlocal.block import Block
 from jaxlocal.executors import MIB
 from jaxlocal.heads import Units
+from jaxlocal.layers import Biased
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.rules.auglocal import select_units
 from jaxlocal.rules.man import MomentumAuxiliary
@@ -122,7 +123,7 @@ def _heads(
             last += 1
             names = ([f"bias: unit {last}"] if module.bias else []) + ([f"average: unit {last}"] if module.ema else [])
         else:
-            names = [type(layer).__name__ for layer, _ in layers]
+            names = [type(layer.layer if isinstance(layer, Biased) else layer).__name__ for layer, _ in layers]
             if isinstance(module, Units):  # copies of later units
                 for j, unit in enumerate(select_units(last, num_units, len(module.units))):
                     names[j] += f" of unit {unit}"
