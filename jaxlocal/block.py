@@ -70,7 +70,7 @@ def make_blocks(network: Network, local_rule: LocalRule) -> tuple[Block, ...]:
     """Pairs each run of units with its objective.
 
     Raises:
-      ValueError: if the rule has not one objective per block, or the last one looks at a next block.
+      ValueError: if the rule has not one objective per block, or the last one looks at a later block.
     """
     runs = blocks_of(network)
     if len(runs) != len(local_rule.objectives):
@@ -173,7 +173,8 @@ def run(
     apply: Any = functools.partial(block.objective.apply, train=train)
     if block.remat:
         apply = jax.checkpoint(apply, policy=_PRODUCTS)
-    out = apply(pick(variables, "head"), output, batch, head_key)
+    head = merge(pick(variables, "head"), block.objective.lent(variables))
+    out = apply(head, output, batch, head_key)
     return output, out._replace(mutated=merge(mutated, nest(head=out.mutated)))
 
 
@@ -265,17 +266,17 @@ def metrics_of(out: ObjectiveOut) -> Metrics:
 
 
 def params_of(state: BlockState) -> Any:
-    """What a block's neighbour may look at."""
+    """What other blocks may look at."""
     return split(state.variables)[0]
 
 
 def sync(block: Block, state: BlockState, peer: Any, *, start: bool = False) -> BlockState:
-    """Lets the block's objective look at the next block.
+    """Lets the block's objective look at the block that it names as its peer.
 
     Args:
       block: units and objective.
       state: of this block, updated.
-      peer: parameters of the next block, before its update.
+      peer: parameters of that block, before its update.
       start: whether this is the beginning, before any step, rather than after an update.
     """
     synced = nest(head=block.objective.sync(pick(state.variables, "head"), peer, start=start))

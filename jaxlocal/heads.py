@@ -1,6 +1,6 @@
 """Auxiliary heads: what turns a block's output into something a loss can read.
 
-Each is called as ``head(carry, train=...)``. Classifiers return ``[b, k]``. Images come
+Each is called as ``head(carry, train=...)``. Classifiers return ``[b, k]``, or scores at every position. Images come
 as ``[b, h, w, c]``; the features of a dense block, ``[b, f]``, count as one pixel. Where
 a head has a ``width``, it multiplies the features of its hidden layers.
 """
@@ -29,6 +29,7 @@ from jaxlocal.layers import (
     safe_sqrt,
     scaled,
 )
+from jaxlocal.scores import Scores
 from jaxlocal.task import Task
 
 
@@ -69,14 +70,29 @@ class Unembedding(nn.Module):
     width: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ... f"], *, train: bool) -> Float[Array, "b ... k"]:
+    def __call__(self, x: Float[Array, "b ... f"], *, train: bool) -> Scores | Float[Array, "b k"]:
         draw = functools.partial(nn.Dense, use_bias=False, kernel_init=nn.initializers.normal(0.02))
         if self.hidden:
             y = normed(x, self.norm, bias=self.bias, name="norm1")
             y = nn.gelu(draw(scaled(4 * x.shape[-1], self.width), name="hidden")(y), approximate=False)
             x += draw(x.shape[-1], name="output")(y)
         x = normed(x, self.norm, bias=self.bias, name="norm")
-        return draw(self.num_classes, name="dense")(x if self.each else global_average_pool(x))
+        scores = Scored(self.num_classes, name="dense")(x if self.each else global_average_pool(x))
+        return scores if self.each else scores.whole()
+
+
+class Scored(nn.Module):
+    """A dense layer without bias, drawn from N(0, 0.02), that is not multiplied out.
+
+    Attributes:
+      num_classes: k.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... f"]) -> Scores:
+        return Scores(x, self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.num_classes)))
 
 
 class Answered(nn.Module):
@@ -257,7 +273,7 @@ class Units(nn.Module):
     output: nn.Module | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ... k"]:
+    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Scores | Float[Array, "b k"]:
         for unit in self.units:
             x = unit(x, train=train)
         if self.output:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from jaxlocal import losses
 from jaxlocal.layers import in_float32
+from jaxlocal.scores import judged
 from jaxlocal.variables import Key, Variables, apply_module, init_module, nest, pick
 
 Carry = Any  # what flows from block to block: an array, or a pytree where a feed says so
@@ -82,18 +83,22 @@ class LocalObjective(NamedTuple):
       init: ``(key, carry, batch) -> variables`` of the head.
       apply: ``(variables, carry, batch, key, *, train) -> ObjectiveOut``.
       sync: ``(variables, peer, *, start) -> variables``, once after each update; :func:`no_sync`
-        where there is nothing to do. ``peer`` holds the ``params`` of the next block as they
-        were before the step. It is also called once, with ``start`` true, when both blocks have
-        been initialised.
+        where there is nothing to do. ``peer`` holds the ``params`` of another block as they
+        were before the step. For the next block it is also called once, with ``start`` true, when
+        both blocks have been initialised.
+      peer: the block that ``sync`` looks at, ``next`` or ``last``.
+      lent: ``variables of the block -> variables`` that the head has beside its own, with their gradients.
     """
 
     init: Callable[[Key, Carry, Batch], Variables]
     apply: Apply
     sync: Sync
+    peer: str = "next"
+    lent: Callable[[Variables], Variables] = lambda variables: {}
 
 
 def no_sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
-    """The ``sync`` of objectives that do not look at the next block."""
+    """The ``sync`` of objectives that look at no other block."""
     del peer, start
     return variables
 
@@ -137,7 +142,8 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalO
     """A head reads class scores off the block's output; the loss compares them with the labels.
 
     Args:
-      head: a module called as ``head(carry, train=...)`` that returns ``[b, ..., k]``.
+      head: a module called as ``head(carry, train=...)`` that returns ``[b, ..., k]``, or
+        :class:`jaxlocal.scores.Scores`.
       loss: ``(logits, labels) -> [b]``; logits come in float32 or wider.
 
     Returns:
@@ -153,10 +159,9 @@ def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
         return init_module(head, key, carry)[1]
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
-        logits, mutated = apply_module(head, variables, carry, key, train=train)
-        logits = in_float32(logits)
-        metrics = {"accuracy": losses.accuracy(logits, batch.label)}
-        return ObjectiveOut(_mean(loss(logits, batch.label)), mutated, metrics, logits)
+        scores, mutated = apply_module(head, variables, carry, key, train=train)
+        values, accuracy, logits = judged(scores, batch.label, loss)
+        return ObjectiveOut(_mean(values), mutated, {"accuracy": accuracy}, logits)
 
     return LocalObjective(init, apply, no_sync)
 
@@ -269,8 +274,14 @@ def through(adapter: nn.Module, inner: LocalObjective, sync: Sync = no_sync) -> 
         adapted = sync(pick(variables, "adapter"), peer, start=start)
         return nest(adapter=adapted, inner=inner.sync(pick(variables, "inner"), peer, start=start))
 
-    either = sync is not no_sync or inner.sync is not no_sync
-    return LocalObjective(init, apply, sync_both if either else no_sync)
+    def lent(variables: Variables) -> Variables:
+        return nest(inner=inner.lent(variables))
+
+    if sync is no_sync and inner.sync is no_sync:
+        return LocalObjective(init, apply, no_sync, lent=lent)
+    if sync is not no_sync and inner.peer != "next":
+        raise ValueError("an adapter looks at the next block and the objective behind it at the last: choose one")
+    return LocalObjective(init, apply, sync_both, inner.peer, lent)
 
 
 @same_for_equal_arguments
@@ -313,8 +324,13 @@ def weighted_sum(**terms: tuple[float, LocalObjective]) -> LocalObjective:
     def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
         return nest(**{n: o.sync(pick(variables, n), peer, start=start) for n, (_, o) in terms.items()})
 
-    any_sync = any(objective.sync is not no_sync for _, objective in terms.values())
-    return LocalObjective(init, apply, sync if any_sync else no_sync)
+    def lent(variables: Variables) -> Variables:
+        return nest(**{name: objective.lent(variables) for name, (_, objective) in terms.items()})
+
+    peers = {objective.peer for _, objective in terms.values() if objective.sync is not no_sync}
+    if len(peers) > 1:
+        raise ValueError("some terms look at the next block and some at the last: choose one")
+    return LocalObjective(init, apply, sync if peers else no_sync, next(iter(peers), "next"), lent)
 
 
 @same_for_equal_arguments
@@ -340,4 +356,4 @@ def freeze(inner: LocalObjective) -> LocalObjective:
     def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
         return to_fixed(inner.sync(from_fixed(variables), peer, start=start))
 
-    return LocalObjective(init, apply, no_sync if inner.sync is no_sync else sync)
+    return inner._replace(init=init, apply=apply, sync=no_sync if inner.sync is no_sync else sync)

@@ -8,6 +8,7 @@ from jaxlocal.heads import output_of
 from jaxlocal.network import Network
 from jaxlocal.objective import LocalObjective, readout
 from jaxlocal.task import Task
+from jaxlocal.unembedding import tied
 
 
 class Remat(NamedTuple):
@@ -47,8 +48,12 @@ A rule may move the cuts; the network it returns is the one to train.
 
 
 def output(network: Network, task: Task) -> LocalObjective:
-    """The network's own output: a classifier behind the last unit, unless that answers itself."""
-    return readout(output_of(network.units, task), task.loss)
+    """The network's own output: a classifier behind the last unit, unless that answers itself.
+
+    It is tied to the first unit where that has a field ``tied`` that is true, and no cut is between them.
+    """
+    objective = readout(output_of(network.units, task), task.loss)
+    return tied(objective) if getattr(network.units[0], "tied", False) and not network.cuts else objective
 
 
 def at_each_cut(network: Network, task: Task, objective: Callable[[int], LocalObjective]) -> LocalRule:

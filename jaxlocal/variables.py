@@ -18,6 +18,7 @@ import numpy as np
 Variables = Mapping[str, Any]
 Key = jax.Array
 
+EMA = "ema"  # averages that follow other tensors: they change, but no gradient is taken for them
 RUNNING = "batch_stats"  # the only collection that a forward pass may change
 
 

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ("axis", "convolution", "guard", "variables"),
     ("network", "losses", "layers", "diffusion"),
-    ("task",),
+    ("scores", "task"),
     ("heads", "models", "objective"),
-    ("feed", "data"),
+    ("feed", "data", "unembedding"),
     ("rule",),
     ("block",),
     ("executors",),

@@ -13,8 +13,7 @@ from experiments.training.checkpoint import Checkpoints
 from jaxlocal import Batch, Network, Task, cut_everywhere, fused, make_blocks, models, rules, streamed
 from jaxlocal import block as block_lib
 from jaxlocal.executors.fused import train_step
-from jaxlocal.rules.man import EMA
-from jaxlocal.variables import cast_floating, size, split
+from jaxlocal.variables import EMA, cast_floating, size, split
 from tests import toy
 
 NOPROP = models.noprop(2, width=0.1)

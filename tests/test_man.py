@@ -9,8 +9,8 @@ import pytest
 
 from jaxlocal import Network, Task, block, cut_everywhere, fused, make_blocks, models, rules
 from jaxlocal.executors.fused import train_step
-from jaxlocal.rules.man import EMA, MomentumAuxiliary
-from jaxlocal.variables import size
+from jaxlocal.rules.man import MomentumAuxiliary
+from jaxlocal.variables import EMA, size
 from tests import toy
 
 

@@ -22,6 +22,7 @@ TENSORS = {
     "man_infopro_contrast_resnet32_k8": 282,
     "manpp_dgl_resnet32_k16": 563,
     "gpt_bp": 28,
+    "gpt_bp_tied_bias": 40,
     "gpt_greedy_k3": 32,
     "gpt_auglocal_k3": 50,
 }

@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
     Attributes:
       update: ``(block, state, carry, batch, key) -> (state, carry, metrics)``; see :func:`jaxlocal.block.update`.
-      sync: ``(block, state, next block's parameters) -> state``.
+      sync: ``(block, state, its peer's parameters) -> state``.
       evaluate: ``(block, variables, carry, batch, key) -> (carry, metrics)``.
       fetch: brings a block's state, or its variables, to where it is computed with; called while the block before
         is at work.
@@ -102,10 +102,17 @@ def init_state(
         carry = feed(i, carry, batch, feed_key, train=False)
         state, carry = block_lib.init(block, block_key, carry, batch, optimizer)
         if before is not None:
-            states.append(rest(block_lib.sync(blocks[i - 1], before, block_lib.params_of(state), start=True)))
+            if looks_at(blocks[i - 1], "next"):
+                before = block_lib.sync(blocks[i - 1], before, block_lib.params_of(state), start=True)
+            states.append(rest(before))
         before = state
     states.append(rest(state))
     return TrainState(jnp.zeros((), jnp.int32), train_key, tuple(states))
+
+
+def looks_at(block: Block, peer: str) -> bool:
+    """Whether a block's objective has a sync with the ``next`` or the ``last`` block."""
+    return block.objective.sync is not no_sync and block.objective.peer == peer
 
 
 class Span(NamedTuple):
@@ -115,16 +122,18 @@ class Span(NamedTuple):
       blocks: all of them, or some.
       feed: of the rule.
       first: index in the network of the first of these blocks.
+      whole: whether the network's last block is among them.
     """
 
     blocks: Sequence[Block]
     feed: Feed
     first: int = 0
+    whole: bool = True
 
     def step(
         self, run: Run, states: Sequence[Any], carry: Carry, batch: Batch, keys: StepKeys
     ) -> tuple[tuple[Any, ...], Carry, Any]:
-        """One update of these blocks. A last one that looks at the next block is left to do so.
+        """One update of these blocks. Those whose peer is not among them are left to look at it.
 
         Args:
           run: how one block is run.
@@ -138,13 +147,17 @@ class Span(NamedTuple):
         """
         new_states: list[BlockState] = []
         metrics: list[Metrics] = []
+        look_at_last = self.whole and any(looks_at(block, "last") for block in self.blocks)
+        last = run.fetch(block_lib.params_of(states[-1])) if look_at_last else None
         for i, block, old, coming in self._fetched(run, states):
             feed_key, block_key = keys.blocks[i]
             with jax.named_scope(f"block_{i}"):  # for profiles
                 carry = self.feed(i, carry, batch, feed_key, train=True)
                 new, carry, block_metrics = run.update(block, old, carry, batch, block_key)
-                if coming is not None and block.objective.sync is not no_sync:
+                if looks_at(block, "next") and coming is not None:
                     new = run.sync(block, new, block_lib.params_of(coming))
+                elif looks_at(block, "last") and last is not None:
+                    new = run.sync(block, new, last)
             new_states.append(run.rest(new))
             metrics.append(block_metrics)
             run.pace(new_states[-1])

@@ -29,10 +29,10 @@ from jaxlocal.block import Block, BlockState, Metrics
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import AXIS, Placement, bytes_of_a_device, is_here
 from jaxlocal.executors.fused import ordered
-from jaxlocal.executors.loop import Span, evaluation_keys, init_state, step_keys
+from jaxlocal.executors.loop import Span, evaluation_keys, init_state, looks_at, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
-from jaxlocal.objective import Batch, Carry, no_sync
+from jaxlocal.objective import Batch, Carry
 from jaxlocal.variables import Key, abstract, computable, nbytes
 
 STAGE = "stage"
@@ -68,7 +68,7 @@ class Link:
         if not (is_here(self._source) or is_here(self._target)):
             return tree
         flat, structure = jax.tree.flatten(tree)
-        axes = jax.tree.leaves(jax.tree.broadcast(axes, tree, is_leaf=lambda x: x is None), is_leaf=lambda x: x is None)
+        axes = _axes_of_leaves(axes, tree)
         if self._direct:
             pieces = [[jax.device_put(piece, self._pairs[at]) for at, piece in _pieces(x).items()] for x in flat]
         else:
@@ -151,11 +151,12 @@ def pipelined(
             f"stages that start at blocks {(0, *starts)} on {len(placements)} placements: give every placement "
             f"at least one of the {len(blocks)} blocks, in order"
         )
-    spans = [Span(blocks[first:end], feed, first) for first, end in bounds]
+    spans = [Span(blocks[first:end], feed, first, end == len(blocks)) for first, end in bounds]
     last, axis, dtype = len(spans) - 1, placements[0].axis, computable(dtype)
     over_seeds: Callable[..., Any] = (lambda f, axes=0: jax.vmap(f, axes)) if seeds else (lambda f, axes=0: f)
     onward = [Link(a, b) for a, b in pairwise(placements)]
     back = [Link(b, a) for a, b in pairwise(placements)]
+    from_last = [Link(placements[-1], placement) for placement in placements[:-1]]
     under_way: deque[Any] = deque()  # metrics of the steps that were dispatched last
 
     @functools.cache
@@ -183,14 +184,16 @@ def pipelined(
         )
 
     @functools.cache
-    def sync(index: int) -> Any:
-        """Of a stage's last block."""
-        one = over_seeds(functools.partial(block_lib.sync, spans[index].blocks[-1]))
+    def sync(index: int, block: Block) -> Any:
+        """Of a block of a stage."""
+        one = over_seeds(functools.partial(block_lib.sync, block))
         return placements[index].program(one, None, None, donate_argnums=0)
 
-    def looks_on(index: int) -> bool:
-        """Whether a stage's last block has to see the next stage."""
-        return spans[index].blocks[-1].objective.sync is not no_sync
+    def look(index: int, states: list[BlockState], which: Sequence[int], link: Link, peer: BlockState) -> None:
+        """Lets some blocks of a stage look at a block of another stage, as it is before its update."""
+        params = link(block_lib.params_of(peer), None) if which else None
+        for i in which if is_here(placements[index]) else ():
+            states[i] = sync(index, blocks[i])(states[i], params)
 
     @functools.cache
     def shapes(index: int, train: bool, leaves: Any, structure: Any) -> Any:
@@ -211,9 +214,13 @@ def pipelined(
         for i, old in enumerate(per_stage(state.blocks)):
             if i:
                 source = onward[i - 1](source, 0)
-            if i and train and looks_on(i - 1):
-                peer = back[i - 1](block_lib.params_of(old[0]), None)
-                states[-1] = sync(i - 1)(states[-1], peer) if is_here(placements[i - 1]) else states[-1]
+            if i and train:
+                before = bounds[i][0] - 1
+                look(i - 1, states, [before] * looks_at(blocks[before], "next"), back[i - 1], old[0])
+            if i == last and train:
+                for j, (first, end) in enumerate(bounds[:-1]):
+                    which = [k for k in range(first, end) if looks_at(blocks[k], "last")]
+                    look(j, states, which, from_last[j], old[-1])
             new, of_stage, source = call(i, train, state, old, source)
             states += new
             metrics += of_stage
@@ -270,6 +277,18 @@ def pipelined(
         return tuple(gathered)
 
     return Executor(init, step, evaluate, programs, place, gather)
+
+
+def _axes_of_leaves(axes: Any, tree: Any) -> list[int | None]:
+    """A tree prefix of None and 0, spread over the leaves of a tree; None in the tree is no leaf."""
+
+    def spread(axis: int | None, part: Any) -> list[int | None]:
+        return [axis] * len(jax.tree.leaves(part))
+
+    def is_none(x: Any) -> bool:
+        return x is None
+
+    return jax.tree.leaves(jax.tree.map(spread, axes, tree, is_leaf=is_none), is_leaf=is_none)
 
 
 def _local(x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device, is_traced
-from jaxlocal.executors.loop import Run, Span, StepKeys, evaluation_keys, init_state, step_keys
+from jaxlocal.executors.loop import Run, Span, StepKeys, evaluation_keys, init_state, looks_at, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry
@@ -126,7 +126,8 @@ def streamed(
             return seen.lowered.out_info
 
         sizes = [nbytes(block) for block in state.blocks]
-        here = [_window(sizes, i) if offload else sum(sizes) for i in range(len(sizes))]
+        seen = nbytes(block_lib.params_of(state.blocks[-1])) * any(looks_at(block, "last") for block in blocks)
+        here = [_window(sizes, i) + seen if offload else sum(sizes) for i in range(len(sizes))]
         of_data = bytes_of_a_device(placement, data, batch_axes)
         batch, keys = lower("prepare", begin_step, of_data + here[0], state.key, state.step, data)
         base, turn = of_data + bytes_of_a_device(placement, batch, 0), iter(here)

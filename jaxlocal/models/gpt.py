@@ -23,6 +23,7 @@ class Embedding(nn.Module):
       context: most positions.
       learned: whether positions have features of their own; else layers turn by them.
       dropout: rate.
+      tied: whether the network's output reads the same table, where no cut is between them.
     """
 
     vocabulary: int
@@ -30,6 +31,7 @@ class Embedding(nn.Module):
     context: int
     learned: bool = True
     dropout: float = 0.0
+    tied: bool = False
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b t"], *, train: bool) -> Float[Array, "b t f"]:
@@ -117,11 +119,12 @@ def gpt(
     gated: bool = False,
     rotary: bool = False,
     dropout: float = 0.0,
+    tied: bool = False,
 ) -> tuple[nn.Module, ...]:
     """Tokens ``[b, t]`` to features ``[b, t, features]``: unit 0 embeds, each other is a layer.
 
     With ``norm="rms", gated=True, rotary=True`` it is a stack as Llama's. The norm and the unembedding at the end
-    are the head's. They have weights of their own.
+    are the head's.
 
     Args:
       layers: how many.
@@ -134,6 +137,8 @@ def gpt(
       gated: SiLU-gated perceptrons in place of GELU.
       rotary: positions by rotation in place of learned features.
       dropout: rate.
+      tied: whether the unembedding is the embedding's table (GPT-2). A cut between them breaks the tie: the
+        unembedding has weights of its own then, as auxiliary heads always have.
 
     Raises:
       ValueError: if a number is out of range, heads do not divide the features, or the norm is not known.
@@ -148,4 +153,4 @@ def gpt(
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm {norm!r}: choose layer or rms")
     layer = Layer(heads, layers, norm, bias, gated, rotary, dropout=dropout)
-    return Embedding(vocabulary, features, context, not rotary, dropout), *(layer.clone() for _ in range(layers))
+    return Embedding(vocabulary, features, context, not rotary, dropout, tied), *(layer.clone() for _ in range(layers))

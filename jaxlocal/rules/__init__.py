@@ -14,6 +14,7 @@ from jaxlocal.rules.noprop import noprop_dt
 from jaxlocal.rules.noprop_continuous import noprop_ct, noprop_fm
 from jaxlocal.rules.predsim import predsim
 from jaxlocal.rules.remat import remat
+from jaxlocal.rules.shared import shared
 from jaxlocal.rules.tpsgd import tpsgd
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "noprop_fm",
     "predsim",
     "remat",
+    "shared",
     "tpsgd",
 ]

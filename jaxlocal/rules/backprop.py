@@ -9,6 +9,7 @@ def backprop() -> Rule:
     """One block, one objective, whatever the cuts were."""
 
     def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
-        return network._replace(cuts=()), LocalRule((output(network, task),))
+        whole = network._replace(cuts=())
+        return whole, LocalRule((output(whole, task),))
 
     return rule

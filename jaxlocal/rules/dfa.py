@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxlocal.network import Network
+from jaxlocal.network import Network, cut_everywhere
 from jaxlocal.objective import (
     Batch,
     Carry,
@@ -82,7 +82,8 @@ def dfa(sign: bool = False) -> Rule:
     """
 
     def rule(network: Network, task: Task) -> tuple[Network, LocalRule]:
+        apart = network._replace(cuts=cut_everywhere(network.units))
         units = tuple(Isolated(unit) for unit in network.units)
-        return Network(units), LocalRule((_feedback(detached(output(network, task)), task, sign),))
+        return Network(units), LocalRule((_feedback(detached(output(apart, task)), task, sign),))
 
     return rule

@@ -26,9 +26,7 @@ from jaxlocal.network import Network
 from jaxlocal.objective import Sync, no_sync, same_for_equal_arguments, through
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
-from jaxlocal.variables import RUNNING, Variables
-
-EMA = "ema"  # the collection of the averages: they change, but no gradient is taken for them
+from jaxlocal.variables import EMA, RUNNING, Variables
 
 
 class MomentumAuxiliary(nn.Module):
