@@ -138,29 +138,38 @@ def _mean(values: Array) -> Array:
     return jnp.mean(values)
 
 
-def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy) -> LocalObjective:
+def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy, tokens: int = 1) -> LocalObjective:
     """A head reads class scores off the block's output; the loss compares them with the labels.
 
     Args:
       head: a module called as ``head(carry, train=...)`` that returns ``[b, ..., k]``, or
         :class:`jaxlocal.scores.Scores`.
       loss: ``(logits, labels) -> [b]``; logits come in float32 or wider.
+      tokens: how many each position tells, the next one and those that follow it. Each has a head of its own, and
+        the loss is their mean (multi-token prediction, Gloeckle et al. 2024).
 
     Returns:
-      An objective whose metrics hold ``accuracy``.
+      An objective whose metrics hold ``accuracy``; with several tokens also ``token_1``, the loss of the next one, etc.
+
+    Raises:
+      ValueError: if ``tokens`` is not positive.
     """
-    return _readout(head, loss)
+    if tokens < 1:
+        raise ValueError(f"tokens {tokens} given; each position tells 1 or more")
+    if tokens == 1:
+        return _readout(head, loss)
+    return weighted_sum(**{f"token_{i + 1}": (1 / tokens, _readout(head, loss, i)) for i in range(tokens)})
 
 
 @same_for_equal_arguments
-def _readout(head: nn.Module, loss: losses.Loss) -> LocalObjective:
+def _readout(head: nn.Module, loss: losses.Loss, ahead: int = 0) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
         del batch
         return init_module(head, key, carry)[1]
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
         scores, mutated = apply_module(head, variables, carry, key, train=train)
-        values, accuracy, logits = judged(scores, batch.label, loss)
+        values, accuracy, logits = judged(scores, batch.label, loss, ahead)
         return ObjectiveOut(_mean(values), mutated, {"accuracy": accuracy}, logits)
 
     return LocalObjective(init, apply, no_sync)

@@ -30,7 +30,7 @@ class Scores(NamedTuple):
 
 
 def judged(
-    scores: Scores | Float[Array, "b ... k"], labels: Int[Array, "b ..."], loss: losses.Loss
+    scores: Scores | Float[Array, "b ... k"], labels: Int[Array, "b ..."], loss: losses.Loss, ahead: int = 0
 ) -> tuple[Array, Float[Array, ""], Float[Array, "b ... k"]]:
     """How scores compare with the labels.
 
@@ -41,10 +41,16 @@ def judged(
       scores: of a head.
       labels: of the batch.
       loss: ``(scores, labels) -> [b]``, a mean over positions.
+      ahead: each position is compared with the label of so many positions later; the last ones with none.
 
     Returns:
       ``(what the loss returns, accuracy, whole scores)``; the last in float32 or wider.
+
+    Raises:
+      ValueError: if no position has a label so far ahead.
     """
+    if ahead:
+        scores, labels = _earlier(scores, labels, ahead), labels[:, ahead:]
     logits = scores.whole() if isinstance(scores, Scores) else in_float32(scores)
     if not isinstance(scores, Scores) or (pieces := _pieces(logits.shape)) == 1:
         return loss(logits, labels), losses.accuracy(logits, labels), logits
@@ -54,6 +60,13 @@ def judged(
 
     value, accuracy = _by_pieces(loss, cut(scores.features), scores.table, cut(labels))
     return value, accuracy, logits
+
+
+def _earlier(scores: Scores | Array, labels: Array, ahead: int) -> Scores | Array:
+    """The scores of the positions that have a label so far ahead."""
+    if labels.ndim < 2 or labels.shape[1] <= ahead:
+        raise ValueError(f"tokens {ahead + 1} positions ahead are asked for, of labels of shape {list(labels.shape)}")
+    return Scores(scores.features[:, :-ahead], scores.table) if isinstance(scores, Scores) else scores[:, :-ahead]
 
 
 def _pieces(shape: tuple[int, ...]) -> int:

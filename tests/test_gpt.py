@@ -21,6 +21,7 @@ RULES = {
     "man": rules.man(rules.dgl()),
     "dfa": rules.dfa(),
     "deep_supervision": rules.deep_supervision(rules.greedy()),
+    "several tokens": rules.greedy(tokens=3),
 }
 
 
@@ -110,3 +111,19 @@ def test_more_tokens_than_the_context_are_refused():
     embedding, *_ = models.gpt(**OPTIONS)
     with pytest.raises(ValueError, match="9 tokens for a context of 8"):
         embedding.init(jax.random.key(0), jnp.zeros((1, 9), jnp.int32), train=False)
+
+
+def test_several_tokens_are_told_by_heads_of_their_own():
+    """The loss is the mean of their losses; the accuracy is that of the next one."""
+    *_, executor, state = made(rules.greedy(tokens=2))
+    first, *_, last = executor.evaluate(state, batch_of())
+    np.testing.assert_allclose(first["loss"], (first["token_1"] + first["token_2"]) / 2, rtol=1e-6)
+    assert first["accuracy"] == first["token_1/accuracy"] != first["token_2/accuracy"]
+    assert "token_1" not in last
+    assert size(state.blocks[0].variables["params"]["head"]) == 2 * (16 + 16 * 11)
+
+
+@pytest.mark.parametrize("tokens", [0, 9])
+def test_tokens_that_are_not_there(tokens):
+    with pytest.raises(ValueError, match="tokens 0 given" if tokens == 0 else "tokens 9 positions ahead"):
+        made(rules.greedy(tokens=tokens))[3].evaluate(made(rules.greedy(tokens=tokens))[4], batch_of())

@@ -48,6 +48,20 @@ def test_the_gradient_of_the_table_is_accumulated_in_float32(given, monkeypatch)
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.02 * float(jnp.abs(exact).max()))
 
 
+def test_a_label_further_ahead(given, monkeypatch):
+    """Position i is compared with label i + 2, in pieces too; the last two positions with none."""
+    x, table, labels = given
+    expected = losses.cross_entropy(x[:, :-2] @ table, labels[:, 2:])
+    for held in (scores.HELD, 1):
+        monkeypatch.setattr(scores, "HELD", held)
+        values, _, logits = judged(Scores(x, table), labels, losses.cross_entropy, ahead=2)
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+        assert logits.shape == (B, T - 2, K)
+    np.testing.assert_allclose(judged(x @ table, labels, losses.cross_entropy, ahead=2)[0], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="13 positions ahead"):
+        judged(Scores(x, table), labels, losses.cross_entropy, ahead=T)
+
+
 def test_a_compiled_step_never_holds_all_scores():
     """Neither the loss nor its gradient: 64 positions of 2^18 tokens are 64 MiB in float32, at most 64 are held."""
     x = jax.ShapeDtypeStruct((4, 256, 8), jnp.float32)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 
+from jaxlocal.executors.operations import operations
 from jaxlocal.objective import Batch
 from jaxlocal.variables import Key, abstract
 
@@ -51,12 +52,7 @@ class Program(NamedTuple):
         """Of a program that a placement made, and what it is called with; abstract values will do."""
         shapes = jax.tree.map(abstract, args)
 
-        def flops() -> float:
-            # For a TPU, as on a CPU convolutions may be loops, or calls into a library, whose operations nobody counts.
-            lowered = program.trace(*shapes).lower(lowering_platforms=("tpu",))
-            return (lowered.cost_analysis() or {}).get("flops", 0.0)
-
-        return cls(what, times, program.lower(*args), resident, flops)
+        return cls(what, times, program.lower(*args), resident, lambda: operations(program.trace(*shapes)))
 
 
 class Executor(NamedTuple):
