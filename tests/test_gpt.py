@@ -7,6 +7,7 @@ import pytest
 
 from jaxlocal import Batch, Network, Task, cut_everywhere, fused, losses, make_blocks, models, rules
 from jaxlocal.block import run
+from jaxlocal.models.gpt import has_flash
 from jaxlocal.variables import size
 from tests import toy
 
@@ -127,3 +128,24 @@ def test_several_tokens_are_told_by_heads_of_their_own():
 def test_tokens_that_are_not_there(tokens):
     with pytest.raises(ValueError, match="tokens 0 given" if tokens == 0 else "tokens 9 positions ahead"):
         made(rules.greedy(tokens=tokens))[3].evaluate(made(rules.greedy(tokens=tokens))[4], batch_of())
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "features", "expected"),
+    [
+        ("9.0", jnp.bfloat16, 64, True),
+        ("10.0", jnp.float16, 128, True),
+        ("7.5", jnp.bfloat16, 64, False),
+        ("gfx942", jnp.bfloat16, 64, False),
+        ("9.0", jnp.float32, 64, False),
+        ("9.0", jnp.bfloat16, 20, False),
+        ("9.0", jnp.bfloat16, 256, False),
+        ("", jnp.bfloat16, 64, False),
+    ],
+)
+def test_where_flash_attention_can_be_had(monkeypatch, capability, dtype, features, expected):
+    class Device:
+        compute_capability = capability
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    assert has_flash(dtype, features) is expected
