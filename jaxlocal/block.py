@@ -130,6 +130,11 @@ def forward(block: Block, variables: Variables, carry: Carry, key: Key, *, train
     return carry, nest(**mutated)
 
 
+def head_of(block: Block, variables: Variables) -> Variables:
+    """What the objective reads: the head's own variables, and what the units lend it."""
+    return merge(pick(variables, "head"), block.objective.lent(variables))
+
+
 def _own_gradient_first(variables: Variables, carry: Carry) -> tuple[Variables, Carry]:
     """Both as they are; on the way back, units before this one wait until its own gradient is there.
 
@@ -173,8 +178,7 @@ def run(
     apply: Any = functools.partial(block.objective.apply, train=train)
     if block.remat:
         apply = jax.checkpoint(apply, policy=_PRODUCTS)
-    head = merge(pick(variables, "head"), block.objective.lent(variables))
-    out = apply(head, output, batch, head_key)
+    out = apply(head_of(block, variables), output, batch, head_key)
     return output, out._replace(mutated=merge(mutated, nest(head=out.mutated)))
 
 

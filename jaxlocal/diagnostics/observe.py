@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlocal.block import Block
+from jaxlocal.block import Block, head_of
 from jaxlocal.executors.loop import evaluation_keys
 from jaxlocal.executors.state import TrainState
 from jaxlocal.feed import Feed
@@ -50,7 +50,7 @@ def observe(blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch
             before = jax.tree.leaves(carry)
             carry, _ = apply_module(unit, pick(variables, f"unit_{j}"), carry, units_key, train=False)
             units.append(_added(before, carry, len(batch.label)))
-        logits.append(block.objective.apply(pick(variables, "head"), carry, batch, head_key, train=False).logits)
+        logits.append(block.objective.apply(head_of(block, variables), carry, batch, head_key, train=False).logits)
     return Observed(tuple(units), tuple(logits))
 
 

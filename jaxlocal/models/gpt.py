@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -82,7 +82,7 @@ class Layer(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         if self.rotary:
             q, k = turned(q), turned(k)
-        by = "cudnn" if has_flash(q.dtype, q.shape[-1]) else "xla"
+        by: Literal["cudnn", "xla"] = "cudnn" if has_flash(q.dtype, q.shape[-1]) else "xla"
         y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal, implementation=by)
         return self._dense(y.reshape(b, t, features), features, "projection", residual=True)
 
