@@ -20,7 +20,7 @@ def tied(inner: LocalObjective) -> LocalObjective:
     """The unembedding of the head is the table of the embedding in its own block, which has both gradients (GPT-2).
 
     Args:
-      inner: a readout by :class:`jaxlocal.heads.Unembedding`.
+      inner: a readout by :class:`jaxlocal.heads.Unembedding`. It raises ValueError where its block has no embedding.
     """
 
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
@@ -28,13 +28,15 @@ def tied(inner: LocalObjective) -> LocalObjective:
         return {**variables, "params": {name: x for name, x in variables["params"].items() if name != _TABLE[0]}}
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
+        if _LENT not in variables:
+            raise ValueError("a tied unembedding needs the embedding in its own block: leave them together, or untie")
         own = {c: tree for c, tree in variables.items() if c != _LENT}
         return inner.apply(merge(own, {"params": variables[_LENT]}), carry, batch, key, train=train)
 
     def lent(variables: Variables) -> Variables:
-        flat = traverse_util.flatten_dict(variables["params"]["unit_0"])
-        table = next(x for path, x in flat.items() if path[-1] == "tokens")
-        return {_LENT: traverse_util.unflatten_dict({_TABLE: table.T})}
+        flat = traverse_util.flatten_dict(variables["params"].get("unit_0", {}))
+        tables = [x for path, x in flat.items() if path[-1] == "tokens"]
+        return {_LENT: traverse_util.unflatten_dict({_TABLE: tables[0].T})} if tables else {}
 
     return inner._replace(init=init, apply=apply, lent=lent)
 

@@ -6,6 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.configs import common
+from experiments.cost.compiled import unit_costs
+from experiments.cost.search import cutter_of
+from experiments.pages.network import blocks_of
+from experiments.recipe.build import build
 from jaxlocal import Network, make_blocks, models, rules, streamed
 from jaxlocal.block import gradients
 from jaxlocal.executors import OneDevice, pipelined
@@ -128,3 +133,18 @@ def test_executors_agree(rule):
 def test_what_cannot_follow(rule, words):
     with pytest.raises(ValueError, match=words):
         rule()
+
+
+def test_a_tied_network_is_shown_and_planned():
+    """Its head owns a norm alone; a unit as a block of its own is not tied."""
+    config = common.shakespeare()
+    config.model.layers, config.model.features, config.model.tied, config.batch_size = 1, 16, True, 2
+    config.optimizer, config.schedule = common.digits().optimizer, "constant"
+    experiment = build(config)
+    (block,) = blocks_of(experiment)
+    assert [part.parameters for part in block.units] == [(65 + 64) * 16, 12 * 16**2 + 2 * 16]
+    assert [[(part.kind, part.output) for part in head] for head in block.heads] == [
+        [("LayerNorm", "64x16"), ("Scored", "64x65")]
+    ]
+    costs = unit_costs(*cutter_of(config, experiment.dataset))
+    assert [cost.head > 0 for cost in costs] == [True, True]

@@ -133,7 +133,20 @@ def shakespeare() -> ConfigDict:
     config = digits()
     config.dataset = "tinyshakespeare"
     config.model = ConfigDict(
-        {"name": "gpt", "layers": 4, "heads": 4, "features": 128, "context": 64, "vocabulary": 65, "dropout": 0.0}
+        {
+            "name": "gpt",
+            "layers": 4,
+            "heads": 4,
+            "features": 128,
+            "context": 64,
+            "vocabulary": 65,
+            "dropout": 0.0,
+            "bias": False,
+            "tied": False,
+            "norm": "layer",  # or rms
+            "gated": False,
+            "rotary": False,
+        }
     )
     config.optimizer = ConfigDict(
         {"name": "adamw", "b1": 0.9, "b2": 0.99, "weight_decay": 0.1, "matrices": True, "clip": 1.0}

@@ -36,7 +36,10 @@ class Cutter:
         self.tail = everywhere[self.most - 1 :]
         self.fewest = next((k for k in range(1, self.most) if self._keeps(everywhere[: k - 1])), self.most)
         self.remat = local_rule.remat
-        self.heads = (*local_rule.objectives[:-1], *[output(Network(self.units), task)] * (len(self.tail) + 1))
+        self.heads = (
+            *local_rule.objectives[:-1],
+            *[output(Network(self.units, everywhere), task)] * (len(self.tail) + 1),
+        )
         self._costs: Sequence[float] = [1.0] * len(self.units)
         self._share = 1.0
 

@@ -19,6 +19,7 @@ from jaxlocal.layers import Biased
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.rules.auglocal import select_units
 from jaxlocal.rules.man import MomentumAuxiliary
+from jaxlocal.scores import Scores
 from jaxlocal.variables import RUNNING, Variables, pick, size
 
 
@@ -77,7 +78,7 @@ def blocks_of(experiment: Experiment) -> tuple[Shown, ...]:
             units.append(Part(type(unit).__name__, _shape(carry), parameters))
         first = found[-1].first + len(found[-1].units) if found else 0
         last, total = first + len(units) - 1, len(experiment.network.units)
-        heads = _heads(block, pick(variables, "head"), carry, batch, state.key, last, total)
+        heads = _heads(block, variables, carry, batch, state.key, last, total)
         found.append(Shown(first, tuple(units), heads, counts[i]["head"], cost))
     return tuple(found)
 
@@ -88,8 +89,8 @@ def _after(block: Block, variables: Variables, carry: Carry, key: Any) -> Carry:
 
 
 def _shape(carry: Carry) -> str:
-    """Without the batch; several arrays are only counted."""
-    leaves = jax.tree.leaves(carry)
+    """Without the batch; several arrays are only counted, but for scores that are not multiplied out."""
+    leaves = jax.tree.leaves(jax.eval_shape(carry.whole) if isinstance(carry, Scores) else carry)
     return "x".join(map(str, leaves[0].shape[1:])) or "1" if len(leaves) == 1 else f"{len(leaves)} arrays"
 
 
@@ -116,7 +117,10 @@ def _heads(
         return output
 
     with nn.intercept_methods(record):
-        jax.eval_shape(lambda *args: block.objective.apply(*args, train=True), variables, carry, batch, key)
+        jax.eval_shape(
+            lambda variables, *args: block.objective.apply(block_lib.head_of(block, variables), *args, train=True),
+            *(variables, carry, batch, key),
+        )
     heads = []
     for module, layers in chains:
         if isinstance(module, MomentumAuxiliary):  # what follows reads it, so it stands one unit further on
