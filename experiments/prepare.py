@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Prepares the data set as array_record files."""
     del argv
     name = required(_DATASET, "an image classification set of TFDS, as cifar10 or imagenet2012")
-    if data.is_small(name) and name not in TFDS_NAMES:
+    if data.is_text(name) or (data.is_small(name) and name not in TFDS_NAMES):
         raise UserError(f"--dataset={name}: this one needs no preparing")
     try:
         with user_input("--dataset"):

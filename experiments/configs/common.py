@@ -9,6 +9,7 @@ def digits() -> ConfigDict:
         {
             "dataset": "digits",
             "data_dir": "",  # TFDS directory; "" for TFDS's default
+            "tokenizer": "",  # of texts: a tokenizer.json, by which text:PATH is read and tokens:DIR was written
             "eval_examples": 0,  # test examples to evaluate; 0 for all
             "augment": True,  # crops and flips, where the data set's recipe has them
             "image_size": 224,  # of sets that are streamed: side that images are cropped to

@@ -49,7 +49,7 @@ def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = No
         cuts = parse_cuts(config.cuts, units)
         blocks_of(Network(units, cuts or ()))
     durations = {name: parse_duration(config[name], name) for name in ("duration", "eval_every", "log_every")}
-    dataset = dataset or load(config)
+    dataset = dataset or load(config, units[0])
     task = dataset.task._replace(loss=loss_of(config))
     vocabulary = getattr(units[0], "vocabulary", None)
     if task.each != (vocabulary is not None):

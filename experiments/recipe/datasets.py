@@ -1,13 +1,19 @@
 """The data set that a config names."""
 
+from typing import Any
+
 from ml_collections import FrozenConfigDict
 
 from experiments.app.errors import UserError, user_input
 from jaxlocal import data
 
 
-def load(config: FrozenConfigDict) -> data.Input:
-    """The config's data set: in memory, or streamed.
+def load(config: FrozenConfigDict, first: Any) -> data.Input:
+    """The config's data set: in memory, streamed, or a text.
+
+    Args:
+      config: that names it.
+      first: unit of the network, which says how much of a text it reads, and how many tokens it knows.
 
     Raises:
       UserError: if there is none of that name, or it is missing or damaged.
@@ -16,9 +22,11 @@ def load(config: FrozenConfigDict) -> data.Input:
     try:
         with user_input("dataset"):
             if data.is_text(name):
-                if "context" not in config.model:
+                if not hasattr(first, "vocabulary"):
                     raise ValueError(f"{name} is a text, which model {config.model.name} does not read: choose gpt")
-                return data.Text(name, config.model.context, config.eval_examples)
+                return data.Text(name, first.context, config.eval_examples, first.vocabulary, config.tokenizer)
+            if config.tokenizer:
+                raise ValueError(f"tokenizer {config.tokenizer}: {name} is no text: choose {', '.join(data.TEXTS)}")
             if data.is_small(name):
                 dataset = data.load(name, data_dir)
             else:

@@ -106,6 +106,7 @@ def listing() -> str:
             lines.append(f"{kind:<10} {name}({shown})")
     sets = (
         *data.NAMES,
+        *data.TEXTS,
         "random_SIDE_CLASSES_EXAMPLES",
         "rotated_DEGREES_NAME",
         "any image classification set of TFDS, as imagenet2012",

@@ -21,7 +21,16 @@ _FILE = "config.json"
 # Fields that may change when a run goes on: they hardly touch its results, and machines differ.
 _FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel", "workers", "on_divergence")
 # Fields that runs of older versions do not have; they ran as the shared configs say.
-_ADDED = (*_FREE, "sync_batch_norm", "image_size", "augment", "start_from", "warmup_steps", "learning_rate_end")
+_ADDED = (
+    *_FREE,
+    "sync_batch_norm",
+    "image_size",
+    "augment",
+    "start_from",
+    "warmup_steps",
+    "learning_rate_end",
+    "tokenizer",
+)
 
 
 @contextmanager

@@ -5,13 +5,25 @@ from jaxlocal.data.described import Described
 from jaxlocal.data.inputs import Devices, InMemory, Input
 from jaxlocal.data.order import batch_indices, steps_per_epoch
 from jaxlocal.data.prototypes import prototypes
-from jaxlocal.data.sources import NAMES, Dataset, MissingDataError, Split, is_small, load, tfds_builder
+from jaxlocal.data.sources import (
+    NAMES,
+    TEXTS,
+    Dataset,
+    MissingDataError,
+    Split,
+    is_small,
+    is_text,
+    load,
+    tfds_builder,
+)
 from jaxlocal.data.stream import Streamed, UnreadableError
-from jaxlocal.data.text import Text, is_text
+from jaxlocal.data.text import Text, Tokenized
+from jaxlocal.data.vocabulary import Vocabulary
 
 __all__ = [
     "NAMES",
     "RECIPES",
+    "TEXTS",
     "Dataset",
     "Decoded",
     "Described",
@@ -24,7 +36,9 @@ __all__ = [
     "Split",
     "Streamed",
     "Text",
+    "Tokenized",
     "UnreadableError",
+    "Vocabulary",
     "batch_indices",
     "decoded",
     "is_small",

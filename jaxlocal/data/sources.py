@@ -21,6 +21,8 @@ from jaxtyping import Int32, UInt8
 
 TFDS_NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "stl10", "svhn_cropped")
 NAMES = ("digits", *TFDS_NAMES)
+SHAKESPEARE = "tinyshakespeare"
+TEXTS = (SHAKESPEARE, "text:PATH", "bytes:PATH", "tokens:DIR")
 _OWN = "tensorflow_datasets."
 
 
@@ -125,6 +127,11 @@ def is_small(name: str) -> bool:
     return name in NAMES or name.startswith(("random_", "rotated_"))
 
 
+def is_text(name: str) -> bool:
+    """Whether :class:`jaxlocal.data.Text` reads the set of that name."""
+    return name == SHAKESPEARE or name.startswith(("text:", "bytes:", "tokens:"))
+
+
 def _unknown(name: str) -> ValueError:
     """What is said of a name that nothing has: the nearest one."""
     import tensorflow_datasets as tfds
@@ -133,7 +140,7 @@ def _unknown(name: str) -> ValueError:
     near = get_close_matches(name, NAMES, n=1, cutoff=0.8) or get_close_matches(name, all_names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ValueError(
-        f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}, random_SIDE_CLASSES_EXAMPLES, "
+        f"unknown data set {name!r}: {hint}known are {', '.join((*NAMES, *TEXTS))}, random_SIDE_CLASSES_EXAMPLES, "
         "rotated_DEGREES_NAME, and those of TFDS that have features image and label"
     )
 

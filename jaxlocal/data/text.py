@@ -1,23 +1,21 @@
 """Text as a data set: windows of tokens, each to be told the next one."""
 
-import lzma
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Int32, Integer
 
+from jaxlocal.data.corpus import read
 from jaxlocal.data.inputs import Box, Devices
+from jaxlocal.data.stream import UnreadableError
+from jaxlocal.data.vocabulary import Vocabulary
 from jaxlocal.feed import Prepare
 from jaxlocal.objective import Batch
 from jaxlocal.task import Task
 from jaxlocal.variables import Key
-
-SHAKESPEARE = "tinyshakespeare"
-_TRAINS = 0.9  # of a text, as in nanoGPT
 
 
 class Windows(NamedTuple):
@@ -36,64 +34,47 @@ def told(data: Windows, key: Key, *, train: bool) -> Batch:
     return Batch(data.tokens[:, :-1], data.tokens[:, 1:])
 
 
-def is_text(name: str) -> bool:
-    """Whether :class:`Text` takes the name."""
-    return name == SHAKESPEARE or name.startswith("text:")
-
-
-class Text:
-    """A text in characters: the first nine tenths train, the others are evaluated.
-
-    Training windows start anywhere; those of a step follow from seed and step alone. To evaluate, the text is cut
-    into windows that follow each other.
+class Tokenized:
+    """What there is to know of a text, but for the text.
 
     Args:
-      name: ``tinyshakespeare``, which comes with this package (a million characters by Shakespeare), or ``text:PATH``,
-        a file in UTF-8.
+      vocabulary: what it is made of.
+      num_classes: k, tokens that a network tells apart; those of a tokenizer may be fewer.
       context: t, tokens that a window reads.
-      test_examples: windows that are evaluated; 0 for all.
-
-    Raises:
-      ValueError: if the file cannot be read, is not UTF-8, or is shorter than a window.
     """
 
     batch_axes = 0
     ahead = 0
 
-    def __init__(self, name: str, context: int, test_examples: int = 0) -> None:
-        text = _read(name)
-        self.characters = "".join(sorted(set(text)))
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        known = np.frombuffer(self.characters.encode("utf-32-le"), np.uint32)
-        tokens = np.searchsorted(known, codes).astype(np.uint16 if len(known) <= 2**16 else np.int32)
-        self._train, self._test = np.split(tokens, [int(len(tokens) * _TRAINS)])
-        for split, part in (("train", self._train), ("test", self._test)):
-            if len(part) <= context:
-                raise ValueError(f"{name}, split {split}: {len(part)} characters make no window of {context + 1}")
-        self._context = context
+    def __init__(self, vocabulary: Vocabulary, num_classes: int, context: int) -> None:
+        self.vocabulary, self.context = vocabulary, context
+        self.task = Task(num_classes, each=True)
         self.prepare: Prepare = told
-        self.task = Task(len(known), each=True)
-        self.num_train = len(self._train) // (context + 1)
-        windows = (len(self._test) - 1) // context
-        self.num_test = min(windows, test_examples or windows)
 
-    def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, ``[n]``.
+    @property
+    def unit(self) -> str:
+        """What a token is: ``character``, ``byte`` or ``token``."""
+        return self.vocabulary.unit
+
+    def encode(self, text: str) -> Int32[np.ndarray, "n"]:
+        """The tokens of a text.
 
         Raises:
-          ValueError: if a character was not in the text that this is.
+          ValueError: if it cannot be made of the vocabulary.
         """
-        if strange := sorted(set(text) - set(self.characters)):
-            raise ValueError(f"the character {strange[0]!r} is none of the {len(self.characters)} of the text")
-        return np.array([self.characters.index(character) for character in text], np.int32)
+        return self.vocabulary.encode(text)
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """The text of tokens."""
-        return "".join(self.characters[token] for token in tokens)
+    def decode(self, tokens: Integer[np.ndarray, "n"]) -> str:
+        """The text of tokens.
+
+        Raises:
+          ValueError: if one is none of the vocabulary, or came without a tokenizer.
+        """
+        return self.vocabulary.decode(tokens)
 
     def example(self, n: int) -> Batch:
         """Tokens, and for each the next one."""
-        tokens: Any = jax.ShapeDtypeStruct((n, self._context), jnp.int32)
+        tokens: Any = jax.ShapeDtypeStruct((n, self.context), jnp.int32)
         return Batch(tokens, tokens)
 
     def box(self, width: int, height: int) -> Box:
@@ -112,41 +93,86 @@ class Text:
         """
         raise ValueError("prototypes of classes need a data set of images: give another model.embedding")
 
+
+class Text(Tokenized):
+    """A text as tokens, of which windows are cut.
+
+    Training windows start anywhere; those of a step follow from seed and step alone. To evaluate, the text is cut
+    into windows that follow each other. Of a text in one file the first nine tenths train, the others are evaluated.
+
+    Args:
+      name: ``tinyshakespeare``, which comes with this package (a million characters by Shakespeare); ``text:PATH``, a
+        file in UTF-8, read by character; ``bytes:PATH``, any file, read by byte; ``tokens:DIR``, the ``train.bin`` and
+        ``val.bin`` of nanoGPT's scripts: tokens of 16 bits, lowest byte first. Bytes and tokens stay in their files.
+      context: t, tokens that a window reads.
+      test_examples: windows that are evaluated; 0 for all.
+      vocabulary: tokens that the network tells apart. That of characters and of bytes follows from the text, and a
+        tokenizer's may be smaller.
+      tokenizer: a ``tokenizer.json``, by which ``text:PATH`` is read, or by which ``tokens:DIR`` was written; "" for
+        none.
+
+    Raises:
+      ValueError: if a file cannot be read, is not UTF-8, is shorter than a window, or begins with a token outside the
+        vocabulary.
+    """
+
+    def __init__(
+        self, name: str, context: int, test_examples: int = 0, vocabulary: int = 0, tokenizer: str = ""
+    ) -> None:
+        found, train, test = read(name, tokenizer)
+        super().__init__(found, max(found.size, vocabulary) if found.unit == "token" else found.size, context)
+        self._name, self._splits = name, {"train": train, "test": test}
+        for split, tokens in self._splits.items():
+            if len(tokens) <= context:
+                raise ValueError(f"{name}, split {split}: {len(tokens)} {self.unit}s make no window of {context + 1}")
+            self._cut(split, np.zeros(1, int))
+        self.num_train = len(train) // (context + 1)
+        windows = (len(test) - 1) // context
+        self.num_test = min(windows, test_examples or windows)
+
     def resident(self, devices: Devices) -> Any:
         """Nothing: windows are cut out before they go to the devices."""
         del devices
 
     def abstract(self, shape: tuple[int, ...]) -> Any:
         """Windows."""
-        return Windows(jax.ShapeDtypeStruct((*shape, self._context + 1), jnp.int32))  # type: ignore[arg-type]
+        return Windows(jax.ShapeDtypeStruct((*shape, self.context + 1), jnp.int32))  # type: ignore[arg-type]
 
     def train(
         self, devices: Devices, resident: Any, steps: range, batch_size: int, seeds: Sequence[int]
     ) -> Generator[Any, None, None]:
-        """Windows from anywhere."""
+        """Windows from anywhere.
+
+        Raises:
+          UnreadableError: if one holds a token outside the vocabulary, or its file was cut off meanwhile.
+        """
         del resident
-        mine, last = devices.positions(batch_size), len(self._train) - self._context
+        mine, last = devices.positions(batch_size), len(self._splits["train"]) - self.context
         for step in steps:
             drawn = [np.random.default_rng((seed, step)).integers(0, last, batch_size)[mine] for seed in seeds]
-            yield self._windows(self._train, drawn[0] if len(seeds) == 1 else np.stack(drawn), devices)
+            yield self._windows("train", drawn[0] if len(seeds) == 1 else np.stack(drawn), devices)
 
     def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:
-        """Windows one after the other."""
+        """Windows one after the other.
+
+        Raises:
+          UnreadableError: likewise.
+        """
         for first in range(0, self.num_test, batch_size):
             count = min(batch_size, self.num_test - first)
-            yield count, self._windows(self._test, (first + devices.positions(count)) * self._context, devices)
+            starts = (first + devices.positions(count).astype(int)) * self.context
+            yield count, self._windows("test", starts, devices)
 
-    def _windows(self, tokens: np.ndarray, starts: np.ndarray, devices: Devices) -> Windows:
-        found = tokens[starts[..., None] + np.arange(self._context + 1)].astype(np.int32)
-        return devices.spread(Windows(found), 0)  # type: ignore[arg-type]
+    def _windows(self, split: str, starts: np.ndarray, devices: Devices) -> Windows:
+        return devices.spread(Windows(self._cut(split, starts)), 0)
 
-
-def _read(name: str) -> str:
-    if name == SHAKESPEARE:
-        return lzma.decompress((Path(__file__).parent / "tinyshakespeare.txt.xz").read_bytes()).decode()
-    path = Path(name.removeprefix("text:"))
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ValueError(f"text {path} cannot be read: {reason}") from error
+    def _cut(self, split: str, starts: np.ndarray) -> Any:
+        places = starts[..., None] + np.arange(self.context + 1)
+        found = self._splits[split][places].astype(np.int32)
+        outside = found >= self.task.num_classes
+        if outside.any():
+            raise UnreadableError(
+                f"{self._name}, split {split}: token {found[outside][0]}, at {places[outside][0]}, is none of the "
+                f"{self.task.num_classes} of the model: give it a larger vocabulary, or the tokens that belong to it"
+            )
+        return found
