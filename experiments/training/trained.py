@@ -47,6 +47,9 @@ class Trained(NamedTuple):
                 f"data set {experiment.config.dataset} has {n} classes of {other}, the run's had {k} of {shape}: name "
                 "the directory of that one by TFDS_DATA_DIR"
             )
+        kept, found = (getattr(of.dataset, "vocabulary", None) for of in (self.experiment, experiment))
+        if kept != found:
+            raise UserError(f"{experiment.config.dataset} has another vocabulary than the run's: give the text it had")
         return self._replace(experiment=experiment)
 
     def one_seed(self) -> "Trained":

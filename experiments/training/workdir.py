@@ -40,14 +40,16 @@ def claimed(
     """Holds the directory for this config's run, which it is already or becomes. No other run can meanwhile.
 
     Raises:
-      UserError: as :func:`check`, if another run holds it, or if it cannot be written.
+      UserError: as :func:`check`, if the data are others, another run holds it, or it cannot be written.
     """
     check(workdir, config)
     processes.together("checked")  # all of them, before any of them writes
     with _locked(workdir):
         check(workdir, config)  # again: it may have been another's until now
         if holds_run(workdir):
-            before, now = _read(workdir).get("environment", {}).get("code"), environment.get("code")
+            held = _read(workdir)
+            _check_data(workdir, held.get("about", {}).get("data"), about.get("data"))
+            before, now = held.get("environment", {}).get("code"), environment.get("code")
             if processes.first() and None not in (before, now) and before != now:
                 print(
                     f"warning: the run in {workdir} was begun by other code of jaxlocal than this, and goes on from "
@@ -99,6 +101,17 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
             "give another --workdir, or the old config to go on"
         )
+
+
+def _check_data(workdir: Path, before: Any, now: Any) -> None:
+    """What a data set is described by is what it was when the run began; older runs do not say all of it."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        differing = {field for field, *_ in _differences(before, json.loads(json.dumps(now)), "data")}
+        if differing:
+            raise UserError(
+                f"workdir {workdir} holds a run on other data than these ({', '.join(sorted(differing))}): give "
+                "another --workdir, or the data of before to go on"
+            )
 
 
 def holds_run(workdir: Path) -> bool:

@@ -9,14 +9,103 @@ import numpy as np
 from jaxlocal.data.augment import Recipe, example_images, prepare_with
 from jaxlocal.data.inputs import Box, InMemory, Input, middle_box
 from jaxlocal.data.stream import Streamed, centre_box
+from jaxlocal.data.text import Text, Tokenized
+from jaxlocal.data.vocabulary import VOCABULARIES, Vocabulary
 from jaxlocal.feed import Prepare
 from jaxlocal.objective import Batch
 from jaxlocal.task import Task
 
 
-@dataclasses.dataclass(frozen=True)
 class Described:
-    """What is known of a set of images where it is not: enough to restore a run, and to classify as it learned to.
+    """What is known of a data set where it is not: enough to restore a run, and to read what it learned to read."""
+
+    @staticmethod
+    def of(dataset: Input) -> "Described | None":
+        """The description of a data set; None of a kind that this cannot describe."""
+        sizes = dataset.num_train, dataset.num_test
+        if type(dataset) is Text:
+            return DescribedText(dataset.vocabulary, dataset.task.num_classes, dataset.context, *sizes)
+        if type(dataset) not in (InMemory, Streamed):  # others may prepare images otherwise
+            return None
+        shape, treatment = dataset.example(1).input.shape[1:], dataset.treatment  # type: ignore[attr-defined]
+        in_memory = isinstance(dataset, InMemory)
+        return DescribedImages(dataset.task.num_classes, shape, treatment.mean, treatment.std, in_memory, *sizes)
+
+    @staticmethod
+    def read(record: Any) -> "Described":
+        """From JSON.
+
+        Raises:
+          ValueError: if something else is written there.
+        """
+        kind = DescribedText if isinstance(record, dict) and "unit" in record else DescribedImages
+        return kind._read(record)
+
+    @classmethod
+    def _read(cls, record: Any) -> "Described":
+        raise NotImplementedError
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: what :meth:`read` reads."""
+        raise NotImplementedError
+
+    def _missing(self, *given: Any) -> Any:
+        """What needs examples.
+
+        Raises:
+          ValueError: always.
+        """
+        del given
+        raise ValueError("the data set is not here, only its description: ask Trained.with_data() for it")
+
+    resident = abstract = train = test = _missing
+
+
+class DescribedText(Described, Tokenized):
+    """A text. Its vocabulary is kept whole, so that a run alone can read and write.
+
+    Args:
+      vocabulary: what it is made of.
+      num_classes: k.
+      context: t.
+      num_train: training examples.
+      num_test: examples to evaluate.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, num_classes: int, context: int, num_train: int, num_test: int) -> None:
+        super().__init__(vocabulary, num_classes, context)
+        self.num_train, self.num_test = num_train, num_test
+
+    @classmethod
+    def _read(cls, record: Any) -> "DescribedText":
+        numbers = {name: record.get(name) for name in ("num_classes", "context", "num_train", "num_test")}
+        if record.keys() != {"unit", "vocabulary", *numbers}:
+            raise ValueError(f"expected the fields unit, vocabulary, {', '.join(numbers)}")
+        unit, content = record["unit"], record["vocabulary"]
+        if not isinstance(content, str) or unit not in tuple(VOCABULARIES):
+            raise ValueError(f"unit {unit!r}: expected {', '.join(VOCABULARIES)}, and a vocabulary that is text")
+        vocabulary = VOCABULARIES[unit](content)
+        if not all(type(x) is int and x > 0 for x in numbers.values()):
+            raise ValueError(f"{numbers} holds sizes that are none")
+        if unit != "token" and vocabulary.size != numbers["num_classes"]:
+            raise ValueError(f"{vocabulary.size} {unit}s are not {numbers['num_classes']} classes")
+        return cls(vocabulary, **numbers)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "unit": self.unit,
+            "vocabulary": self.vocabulary.content,
+            "num_classes": self.task.num_classes,
+            "context": self.context,
+            "num_train": self.num_train,
+            "num_test": self.num_test,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedImages(Described):
+    """A set of images: enough to classify as a run learned to.
 
     Attributes:
       num_classes: k.
@@ -40,22 +129,7 @@ class Described:
     ahead: ClassVar[int] = 0
 
     @classmethod
-    def of(cls, dataset: Input) -> "Described | None":
-        """The description of a data set; None of a kind that this cannot describe."""
-        if type(dataset) not in (InMemory, Streamed):  # others may prepare images otherwise
-            return None
-        shape, treatment = dataset.example(1).input.shape[1:], dataset.treatment  # type: ignore[attr-defined]
-        sizes = dataset.num_train, dataset.num_test
-        in_memory = isinstance(dataset, InMemory)
-        return cls(dataset.task.num_classes, shape, treatment.mean, treatment.std, in_memory, *sizes)
-
-    @classmethod
-    def read(cls, record: Any) -> "Described":
-        """From JSON.
-
-        Raises:
-          ValueError: if something else is written there.
-        """
+    def _read(cls, record: Any) -> "DescribedImages":
         fields = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(record, dict) or record.keys() != set(fields):
             raise ValueError(f"expected the fields {', '.join(fields)}")
@@ -70,7 +144,7 @@ class Described:
         return found
 
     def record(self) -> dict[str, Any]:
-        """For JSON: what :meth:`read` reads."""
+        """For JSON."""
         return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
 
     @property
@@ -94,17 +168,6 @@ class Described:
     def prototypes(self) -> np.ndarray:
         """Zeros, in place of which a checkpoint has the true ones."""
         return np.zeros((self.num_classes, math.prod(self.shape)), np.float32)
-
-    def _missing(self, *given: Any) -> Any:
-        """What needs examples.
-
-        Raises:
-          ValueError: always.
-        """
-        del given
-        raise ValueError("the data set is not here, only its description: ask Trained.with_data() for it")
-
-    resident = abstract = train = test = _missing
 
 
 def _numbers(x: Any, n: int) -> tuple[Any, ...]:
