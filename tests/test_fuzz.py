@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 import jax
 import pytest
@@ -34,8 +35,20 @@ JUNK = st.one_of(
     st.just({}),
     st.just({"name": "dgl"}),
 )
+ROOT = Path(__file__).parent.parent
+TEXTS = (
+    "tinyshakespeare",
+    f"text:{ROOT}/README.md",
+    f"bytes:{ROOT}/README.md",
+    f"tokens:{ROOT}/tests",
+    f"text:{ROOT}",
+    "bytes:",
+    "token:x",
+    "digits",
+)
 SMALL = {  # of models that would be large; parameters are drawn beside these
     "convnet": {"features": (4, 4), "strides": (1, 2)},
+    "gpt": {"layers": 2, "heads": 2, "features": 8, "context": 8},
     "imagenet_resnet": {"depth": 18, "width": 1},
     "lenet": {"features": (4,), "dense": (8,)},
     "mlp": {"features": (8, 8)},
@@ -46,7 +59,7 @@ SMALL = {  # of models that would be large; parameters are drawn beside these
     "vgg": {"depth": 8, "width": 1},
 }
 TABLES = {"model": MODELS, "rule": RULES, "optimizer": OPTIMIZERS}
-LIGHT = ("mlp", "mlp", "mlp", "convnet", "lenet", "noprop", "rnn")
+LIGHT = ("mlp", "mlp", "mlp", "convnet", "gpt", "lenet", "noprop", "rnn")
 
 
 @st.composite
@@ -70,6 +83,9 @@ def configs(draw) -> ConfigDict:
     models = LIGHT if draw(st.integers(0, 19)) else tuple(MODELS)
     config["model"] = draw(specs("model", list(models)))
     config["rule"] = draw(specs("rule", sorted(RULES)))
+    if config["model"]["name"] == "gpt":
+        config["dataset"] = draw(st.sampled_from(TEXTS))
+        config["model"].setdefault("vocabulary", draw(st.sampled_from([65, 256])))
     if draw(st.booleans()):
         config["optimizer"] = draw(specs("optimizer", sorted(OPTIMIZERS)))
     if draw(st.integers(0, 2)) == 1:
