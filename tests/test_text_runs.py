@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def test_a_run_alone_reads_and_writes(kind, texts, monkeypatch):
     np.testing.assert_array_equal(kept.encode(SAID), text.encode(SAID))
     assert (kept.unit, kept.context, kept.task) == (text.unit, 8, text.task)
     assert (kept.num_train, kept.num_test) == (text.num_train, text.num_test)
+
+
+def test_a_run_is_restored_without_the_tokenizers_package(texts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    kept = restore(texts[0] / "tokenizer").experiment.dataset
+    with pytest.raises(ValueError, match="pip install"):
+        kept.encode("to be")
 
 
 def test_a_run_on_bare_tokens_has_no_words(texts):
