@@ -27,6 +27,7 @@ from experiments.app.program import required, run
 from experiments.cost.compiled import block_costs
 from experiments.drawing import figures
 from experiments.pages.inside import cosines, examples_of, look, rounded, similarities, table_of_blocks, table_of_units
+from experiments.training.metrics import IMAGES
 from experiments.training.trained import restore
 from jaxlocal import diagnostics
 from jaxlocal.executors import MIB
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         "temporaries_mib": temporaries,
     }
     found = {
-        "exits": figures.exits(seen.steps, seen.exits),
+        "exits": figures.exits(seen.steps, seen.exits, IMAGES.axis(), log=IMAGES.log),
         "probes": figures.lines(
             {
                 label: (range(len(x.probes)), x.probes)

@@ -11,6 +11,16 @@ step costs is measured first, in a process of its own; then the speeds, by turns
 every rule trains with every seed. The table goes to the terminal and to ``table.md``,
 the picture to ``comparison.png``. Interrupted, it goes on where it was; finished runs
 are kept, so that rules and seeds can be added later (seeds trained together are one run).
+
+.. code-block:: shell
+
+    python -m experiments.compare --config=experiments/configs/backprop_shakespeare.py \
+        --rules='backprop,greedy,auglocal(depth=1)' --cuts='3;2,3,4' --seeds=3 --workdir=/tmp/text
+
+trains each rule under each of the cuts, and backprop, which has none, once. What a rule cannot have is named at the
+start, and left out. A run is in ``WORKDIR/RULE/seed_N``, and with ``--cuts`` in ``WORKDIR/RULE@cuts=CUTS/seed_N``,
+where all but letters, digits, ``.``, ``=`` and ``-`` is ``_``: ``greedy_cuts=2_3_4``. A run of ``experiments.train``
+under the same config that is moved there is taken over.
 """
 
 import json
@@ -23,7 +33,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.app.calls import parse_call, parse_calls
+from experiments.app.calls import innermost, parse_call, parse_calls
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
@@ -35,12 +45,16 @@ from experiments.pages.comparison import Row, picture, summarise, table
 from experiments.recipe.build import build, changed, rebuilt
 from experiments.recipe.experiment import Experiment
 from experiments.training.loop import train_and_evaluate
+from experiments.training.metrics import metrics_of
 from experiments.training.workdir import check
 from jaxlocal.data import Input
 from jaxlocal.executors import Cost
 
 _CONFIG = config_flag("The recipe: a file of experiments/configs.")
 _RULES = flags.DEFINE_string("rules", "auglocal,backprop", "Rules to train, as calls: auglocal,man(dgl).")
+_CUTS = flags.DEFINE_string(
+    "cuts", None, "Cuts to train each rule under, semicolons between: 3;2,3,4. Default: those of the config."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from the config's seed on.", lower_bound=1)
 _BATCH_SEEDS = flags.DEFINE_bool(
     "batch_seeds",
@@ -96,12 +110,51 @@ def runs_of(experiment: Experiment, workdir: Path, seeds: int, *, together: bool
     return {workdir / f"seed_{seed}": experiment.at_seed(seed) for seed in range(first, first + seeds)}
 
 
-def settled_by(config: ConfigDict, specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Experiment]:
-    """The same recipe under each rule, on one data set."""
+def combinations(config: ConfigDict, rules: Mapping[str, Mapping[str, Any]], cuts: str | None) -> dict[str, ConfigDict]:
+    """What is trained, by name: the same recipe under each rule, and, where it has any, under each of the cuts.
+
+    Raises:
+      UserError: if some of the cuts are none, or are given twice.
+    """
+    if cuts is None:
+        return {name: changed(config, rule=spec) for name, spec in rules.items()}
+    each = [text.replace(" ", "") for text in cuts.split(";")]
+    if not all(each) or len(set(each)) < len(each):
+        raise UserError(f"--cuts={cuts}: write each once, with semicolons between, as 3;2,3,4")
+    found: dict[str, ConfigDict] = {}
+    for name, spec in rules.items():
+        if innermost(spec)["name"] == "backprop":
+            found[name] = changed(config, rule=spec)
+        else:
+            found |= {f"{name}@cuts={these}": changed(config, rule=spec, cuts=these) for these in each}
+    return found
+
+
+def settled_by(configs: Mapping[str, ConfigDict], *, over_cuts: bool = False) -> dict[str, Experiment]:
+    """All of them built, on one data set.
+
+    Args:
+      configs: by name.
+      over_cuts: whether a rule may be left out under some cuts, with a line: not under all, nor every rule.
+
+    Raises:
+      UserError: if one cannot be built.
+    """
     experiments: dict[str, Experiment] = {}
-    for name, spec in specs.items():
+    refused: dict[str, UserError] = {}
+    for name, config in configs.items():
         dataset = next(iter(experiments.values())).dataset if experiments else None
-        experiments[name] = settled(changed(config, rule=spec), say=print, dataset=dataset)
+        try:
+            experiments[name] = settled(config, say=print, dataset=dataset)
+        except UserError as error:
+            if not over_cuts:
+                raise
+            refused[name] = error
+    others = [configs[name] for name in experiments]
+    for name, reason in refused.items():
+        if not all(any(of[field] == configs[name][field] for of in others) for field in ("rule", "cuts")):
+            raise UserError(f"{name}: {reason}") from reason
+        print(f"left out: {name}: {reason}", flush=True)
     return experiments
 
 
@@ -117,23 +170,25 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG()
     if config.seeds != 1:
         raise UserError("give the number of seeds by --seeds, not by --config.seeds")
-    if config.cuts.startswith("auto:") and (_EQUAL_FLOPS.value or _BATCH_SEEDS.value):
+    if "auto:" in (given := _CUTS.value or config.cuts) and (_EQUAL_FLOPS.value or _BATCH_SEEDS.value):
         raise UserError(
-            f"--config.cuts={config.cuts} is for one seed at a time, of rules as they are: leave out "
+            f"cuts {given}: auto is for one seed at a time, of rules as they are: leave out "
             "--equal_flops and --batch_seeds, or give the cuts"
         )
+    if _CUTS.value and _EQUAL_FLOPS.value:
+        raise UserError("--equal_flops is for one set of cuts: leave out --cuts, and give --config.cuts")
     workdir = Path(required(_WORKDIR, "a directory for the run's files"))
     specs = parse_calls(_RULES.value, "rules", config.rule)
-    chosen = tuple(specs)
-    where = {name: workdir / re.sub(r"[^\w.=-]+", "_", name).strip("_") for name in chosen}
+    configs = combinations(config, specs, _CUTS.value)
+    where = {name: workdir / re.sub(r"[^\w.=-]+", "_", name).strip("_") for name in configs}
     if len(set(where.values())) < len(where):
         raise UserError(f"--rules={_RULES.value}: two of them would have the same directory; write one otherwise")
-    specs.setdefault("backprop", {"name": "backprop"})  # what speeds are relative to
     # What is wrong with any of them is said before the first one is measured or trains.
-    experiments = settled_by(config, {name: specs[name] for name in chosen})
-    if "backprop" not in chosen:  # it has no cuts to settle, and need not fit
+    experiments = settled_by(configs, over_cuts=_CUTS.value is not None)
+    chosen = tuple(experiments)
+    if "backprop" not in chosen:  # what speeds are relative to; it has no cuts to settle, and need not fit
         some = next(iter(experiments.values()))
-        experiments["backprop"] = build(changed(config, rule=specs["backprop"], cuts="all"), some.dataset)
+        experiments["backprop"] = build(changed(config, rule={"name": "backprop"}, cuts="all"), some.dataset)
     if _EQUAL_FLOPS.value:
         flops = flops_of(config, _EQUAL_FLOPS.value, experiments["backprop"].dataset)
         experiments = {name: widened(experiment, flops) for name, experiment in experiments.items()}
@@ -158,7 +213,8 @@ def main(argv: Sequence[str]) -> int:
     (workdir / "table.md").write_text(text + "\n")
     picture(rows, workdir / "comparison.png")
     seeds = f"{_SEEDS.value} seed{'s' * (_SEEDS.value > 1)}"
-    print(f"\nTest error on {config.dataset}, {config.model.name}, {seeds}:\n\n{text}\n")
+    said = metrics_of(experiments["backprop"])
+    print(f"\n{said.name.capitalize()} on {config.dataset}, {config.model.name}, {seeds}:\n\n{text}\n")
     print(f"table: {workdir / 'table.md'}   picture: {workdir / 'comparison.png'}")
     return 0
 

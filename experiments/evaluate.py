@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.app.program import required, run
-from experiments.training.results import format_blocks
+from experiments.training.metrics import metrics_of
 from experiments.training.trained import restore
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
@@ -26,8 +26,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workdir = Path(required(_WORKDIR, "the directory of the run to evaluate"))
     experiment, step, state = restore(workdir, _CHECKPOINT.value).with_data()
+    said = metrics_of(experiment)
     for seed, exits in zip(experiment.seeds, experiment.evaluate(state), strict=True):
-        print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint), seed {seed}\n{format_blocks(exits)}")
+        print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint), seed {seed}\n{said.lines([exits])}")
         values = {name: [exit_.get(name) for exit_ in exits] for name in ("accuracy", "loss")}
         print(json.dumps({"step": step, "seed": seed, **values}))
 

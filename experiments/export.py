@@ -22,7 +22,6 @@ from experiments.app.errors import UserError
 from experiments.app.files import saving
 from experiments.app.program import run
 from experiments.pages.card import WEIGHTS, backbone, card
-from experiments.training.results import exit_errors
 from experiments.training.trained import restore
 from experiments.training.workdir import load_record
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} is not an empty directory: give a new one")
     config = trained.experiment.config
-    errors = exit_errors(trained.experiment.evaluate(trained.state)[0])
+    exits = trained.experiment.evaluate(trained.state)[0]
     with saving(output):
         output.mkdir(parents=True, exist_ok=True)
         about = {"format": "jaxlocal", "model": json.dumps(config.model.to_dict()), "step": str(trained.step)}
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         except ValueError as error:  # of TensorStore
             raise OSError(str(error).splitlines()[0]) from error
         (output / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        (output / "README.md").write_text(card(trained, load_record(workdir), errors, parts))
+        (output / "README.md").write_text(card(trained, load_record(workdir), exits, parts))
     print(f"{len(flat)} tensors of {len(parts)} parts at step {trained.step}: {output}")
 
 

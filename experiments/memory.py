@@ -25,7 +25,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from experiments.app.program import run
 from experiments.cost.timed import measure_alone
 from experiments.trials.cases import Case, built, define_flags, parse_cases
-from experiments.trials.frontier import MEMORY, Column, Log, Numbers, analyse, attempt, report
+from experiments.trials.frontier import MEMORY, Column, Height, Log, Numbers, analyse, attempt, report
 from jaxlocal.executors import MIB
 
 define_flags(flags.FLAGS)
@@ -40,7 +40,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("compile s", lambda x, _: _shown(x["compile_seconds"])),
     ("cached s", lambda x, _: _shown(x.get("cached_seconds"))),
 )
-_HEIGHT: Column = ("FLOPs ÷ backprop's", lambda x, base: str(x["flops"] / base["flops"]))
+_HEIGHT: Height = ("FLOPs ÷ backprop's", lambda x, base: x["flops"] / base["flops"])
 
 
 def _shown(number: float | None, unit: float = 1.0) -> str:

@@ -7,8 +7,8 @@ r"""Finds the cuts, the executor and the batch size whose step fits a memory bud
 
 Every figure is the compiler's own, of the programs that training will run. The fewest blocks that are found
 to fit are chosen, as few cuts cost least in accuracy and computation. ``--config.cuts=auto:6GiB`` does the
-same at the start of a training run. Without a config, images are noise; ``--examples`` says how many of
-them are on the device.
+same at the start of a training run. Without a config, images are noise, and ``--examples`` says how many of
+them are on the device; or tokens are, for a language model.
 """
 
 import shlex
@@ -19,15 +19,15 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.app.calls import called, parse_call
+from experiments.app.calls import as_call, called, parse_call
 from experiments.app.errors import UserError, one_of
 from experiments.app.program import config_flag, required, run
-from experiments.configs import common
 from experiments.cost.compiled import Measured, UnitCost, measure, unit_costs
 from experiments.cost.search import DoesNotFitError, cutter_of, in_one_block, search, with_remat
 from experiments.drawing.tables import aligned
 from experiments.recipe.build import build, changed
 from experiments.recipe.fields import parse_memory
+from experiments.recipe.noise import noise, windows_of
 from experiments.recipe.registry import DTYPES, EXECUTORS
 from jaxlocal.data import Dataset, InMemory, Input, Split
 from jaxlocal.executors import MIB
@@ -55,16 +55,17 @@ def config_and_data() -> tuple[ConfigDict, Input]:
         raise UserError("--model beside --config: change the config's model by --config.model.depth=110 and the like")
     if not given and not (_MODEL.value and _RULE.value):
         raise UserError("--model and --rule are needed, as --model='resnet(depth=32)' --rule=dgl; or --config")
-    config = _CONFIG() if given else common.noise(_IMAGE.value, _CLASSES.value)
-    for field, text in (("model", _MODEL.value), ("rule", _RULE.value)):
-        if text:
-            config[field] = ConfigDict(parse_call(text, field, config[field]))
+    model, n, side = _MODEL.value and parse_call(_MODEL.value, "model"), _EXAMPLES.value, _IMAGE.value
+    config = noise(model, side, _CLASSES.value, max(n, _BATCH_SIZE.value or 1)) if model else _CONFIG()
+    if _RULE.value:
+        config.rule = ConfigDict(parse_call(_RULE.value, "rule", config.rule))
     config.batch_size = _BATCH_SIZE.value or config.batch_size
     config.dtype = _DTYPE.value or config.dtype
     dataset = None
     if not given:
-        n, side = max(_EXAMPLES.value, config.batch_size), _IMAGE.value
         config.duration = f"{config.batch_size} steps"  # as many batches as one may be split into
+    if not given and not windows_of(config.model):
+        n = max(n, config.batch_size)
         zero = np.zeros((), np.uint8), np.zeros((), np.int32)  # of any size, without memory
         split = Split(np.broadcast_to(zero[0], (n, side, side, 3)), np.broadcast_to(zero[1], n))
         dataset = InMemory(Dataset(config.dataset, _CLASSES.value, split, split), augment=config.augment)
@@ -125,11 +126,12 @@ def command(plan: Measured) -> str:
         program = "speed"
         options = {"models": _MODEL.value, "rules": _RULE.value, "cuts": config.cuts, "executors": config.executor}
         options |= {"batch_sizes": config.batch_size, "dtypes": config.dtype}
-        options |= {"image": _IMAGE.value, "classes": _CLASSES.value}
+        options |= {} if windows_of(config.model) else {"image": _IMAGE.value, "classes": _CLASSES.value}
     else:
         program = "compare" if _RULE.value else "train"
         found = {field: config[field] for field in ("cuts", "executor", "batch_size", "accumulate", "dtype")}
-        options = {f"config.{field}": value for field, value in (flag.override_values | found).items()}
+        given = flag.override_values | found
+        options = {f"config.{field}": as_call(x) if isinstance(x, ConfigDict) else x for field, x in given.items()}
         options = {"config": flag.config_filename, **options, **({"rules": _RULE.value} if _RULE.value else {})}
     words = (f"--{name}={value}" for name, value in (options | {"workdir": "DIR"}).items())
     return f"python -m experiments.{program} {' '.join(map(shlex.quote, words))}"

@@ -8,7 +8,8 @@ r"""Seconds of an update, relative to backprop's, against its memory: the fronti
 Cases of one model, batch and dtype take turns with its backprop, eight at a time, so that whatever else the machine
 does falls on all of them; so nine states are in memory together. Their lines of ``speed.jsonl`` are written when the
 eight are done; interrupted, the same command goes on with the next. ``table.md`` and ``frontier.png`` are written
-at the end. ``--against=torch`` has the same steps in plain PyTorch take turns with them.
+at the end. A model that reads tokens (``--models='gpt(layers=8)'``) is given random ones, and its speed is in tokens.
+``--against=torch`` has the same steps in plain PyTorch take turns with them.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +22,21 @@ from absl import flags
 from experiments.app.program import run
 from experiments.cost.timed import Runner, turns
 from experiments.recipe.experiment import Experiment
+from experiments.training.metrics import counted, metrics_of
 from experiments.trials import torch_twin
 from experiments.trials.cases import Case, built, define_flags, parse_cases
-from experiments.trials.frontier import MEMORY, Column, Log, Numbers, against, analyse, attempt, memory_suffices, report
+from experiments.trials.frontier import (
+    MEMORY,
+    Column,
+    Height,
+    Log,
+    Numbers,
+    against,
+    analyse,
+    attempt,
+    memory_suffices,
+    report,
+)
 from jaxlocal.variables import size
 
 define_flags(flags.FLAGS)
@@ -36,7 +49,8 @@ TOGETHER = 8  # cases that take turns with backprop
 _COLUMNS: tuple[Column, ...] = (
     *MEMORY,
     ("s / update", lambda x, _: f"{x['seconds']:.4f}"),
-    ("img/s", lambda x, _: f"{x['images_per_second']:,.0f}"),
+    ("img/s", lambda x, _: f"{x['images_per_second']:,.0f}" if "images_per_second" in x else None),
+    ("tokens/s", lambda x, _: f"{x['tokens_per_second']:,.0f}" if "tokens_per_second" in x else None),
     ("time ÷ backprop's", against(lambda x: x["time"])),
     ("time ÷ FLOPs", against(lambda x: x["time"] / x["flops"])),
 )
@@ -54,7 +68,7 @@ _AGAINST_TORCH: tuple[Column, ...] = (
     ("time ÷ PyTorch's, channels last", _against_torch("channels_last")),
     ("NCHW", _against_torch("contiguous_format")),
 )
-_HEIGHT: Column = ("time of an update ÷ backprop's", lambda x, _: str(x["time"]))
+_HEIGHT: Height = ("time of an update ÷ backprop's", lambda x, _: x["time"])
 
 
 def _lacks(case: Case, known: Numbers | None) -> bool:
@@ -92,10 +106,10 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         rounds = turns(runs, rounds=_ROUNDS.value, least=_LEAST.value, beside=twins)
     updates = {case: case.accumulate * np.array(rounds[case.label()]) for case in group if case.label() in runs}
     for case, took in updates.items():
-        seconds = float(np.median(took))
+        seconds, of = float(np.median(took)), runs[case.label()]
         numbers[case] |= {
             "seconds": seconds,
-            "images_per_second": case.batch_size / seconds,
+            f"{metrics_of(of).counted}_per_second": counted(of, case.batch_size) / seconds,
             "rounds": took.tolist(),
         }
         if case.baseline in updates:  # within a round: machines' speeds drift

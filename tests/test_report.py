@@ -59,10 +59,10 @@ def test_the_page_says_what_the_runs_say(runs):
     text = Text(page(read_runs)).cells
     for run in read_runs:
         assert run.name in text  # directories, as two rules are the same; as text, not as a tag
-        assert f"{run.errors[-1, -1]:.2f}" in text
+        assert f"{run.values[-1, -1]:.2f}" in text
         assert "4 of 4" in text
     assert text[text.index("seeds") :][:4] == ["seeds", "1", "2", "1"]  # what they differ in
-    assert ", ".join(f"{error:.2f}" for error in read_runs[2].errors[-1]) in text
+    assert ", ".join(f"{error:.2f}" for error in read_runs[2].values[-1]) in text
 
 
 def test_the_page_stands_alone(runs):

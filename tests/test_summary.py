@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.drawing.tables import spread
-from experiments.training.results import Results, exit_errors, side_by_side
+from experiments.training.metrics import exit_errors
+from experiments.training.results import Results, side_by_side
 
 
 def test_exits_of_blocks_in_order():

@@ -188,7 +188,7 @@ def finish(config: ConfigDict, mode: str) -> ConfigDict:
         config.duration = config.eval_every = "4 steps"
         config.log_every = "2 steps"
         config.schedule = "constant"
-        config.learning_rate = 0.05
+        config.learning_rate = min(config.learning_rate, 0.05)  # Adam's are lower
         config.batch_size = config.eval_batch_size = 32
         config.eval_examples = 100
         if config.model.name == "resnet":

@@ -116,10 +116,10 @@ def lines(
     return figure
 
 
-def exits(steps: Numbers, errors: np.ndarray) -> Figure:
-    """Test error at every exit over the steps of training; ``errors`` is ``[steps, exits]``, in percent."""
-    curves = {f"exit {i + 1}": (steps, column) for i, column in enumerate(errors.T)}
-    return lines(curves, "step", "test error (%)", log=True)
+def exits(steps: Numbers, values: np.ndarray, ylabel: str, *, log: bool) -> Figure:
+    """A number at every exit over the steps of training; ``values`` is ``[steps, exits]``."""
+    curves = {f"exit {i + 1}": (steps, column) for i, column in enumerate(values.T)}
+    return lines(curves, "step", ylabel, log=log)
 
 
 def bars(values: Numbers, xlabel: str, ylabel: str) -> Figure:

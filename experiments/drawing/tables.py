@@ -13,9 +13,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], ruler, *lines[1:]])
 
 
-def spread(errors: Sequence[float]) -> str:
+def spread(values: Sequence[float] | np.ndarray, form: str = ".2f") -> str:
     """Mean and sample standard deviation; a dash if there are no numbers."""
-    if np.any(np.isnan(errors)):
+    if np.any(np.isnan(values)):
         return "-"
-    mean = f"{np.mean(errors):.2f}"
-    return f"{mean} ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else mean
+    mean = format(np.mean(values), form)
+    return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean

@@ -1,18 +1,18 @@
 """A trained network without its auxiliary heads, and a card about it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from experiments.app.errors import UserError
 from experiments.drawing.tables import aligned
-from experiments.recipe.experiment import classifier_of
+from experiments.recipe.experiment import Blocks, classifier_of
+from experiments.training.metrics import metrics_of
 from experiments.training.trained import Trained
 from jaxlocal.rules.deep_supervision import Tap
 from jaxlocal.rules.dfa import Isolated
@@ -46,29 +46,33 @@ def load(directory: Path) -> dict[str, Variables]:
     return traverse_util.unflatten_dict(flat, sep=".")
 
 
-def card(run: Trained, record: Mapping[str, Any], errors: Sequence[float], parts: Mapping[str, Variables]) -> str:
+def card(run: Trained, record: Mapping[str, Any], exits: Blocks, parts: Mapping[str, Variables]) -> str:
     """The model card, as Markdown."""
     config, dataset = run.experiment.config, run.experiment.dataset
     counted = sum(size([tree for c, tree in part.items() if c != RUNNING]) for part in parts.values())
-    rows = [("exit", "test error %")]
-    names = [*(f"{i + 1}, its head left out" for i in range(len(errors) - 1)), "last, of this network"]
-    rows += [(name, f"{x:.2f}" if np.isfinite(x) else "-") for name, x in zip(names, errors, strict=True)]
+    said = metrics_of(run.experiment)
+    rows = [("exit", said.title, *(metric.title for metric in said.others))]
+    columns = [[metric.said(x) for x in metric.at(exits)] for metric in said.columns]
+    names = [*(f"{i + 1}, its head left out" for i in range(len(columns[0]) - 1)), "last, of this network"]
+    rows += zip(names, *columns, strict=True)
     environment = ", ".join(f"{name} {value}" for name, value in record.get("environment", {}).items())
     network = (
         f"`{json.dumps(config.model.to_dict())}`: {len(run.experiment.network.units)} units, {counted:,} parameters"
     )
-    seen = f"{'x'.join(map(str, run.experiment.input_shape))} images, normalised as in training on {config.dataset}"
-    if run.experiment.task.each:
-        seen = f"windows of up to {run.experiment.input_shape[0]} tokens, numbered as in training on {config.dataset}"
-    classes = run.experiment.task.num_classes
+    task, shape = run.experiment.task, "x".join(map(str, run.experiment.input_shape))
+    seen = f"{shape} images, normalised as in training on {config.dataset}; {task.num_classes} classes"
+    knows, name = "classes and the examples", "unit_3.params.conv1.kernel"
+    if task.each:
+        seen = f"windows of up to {shape} tokens out of {task.num_classes}, numbered as in training on {config.dataset}"
+        knows, name = "vocabulary and the text", next(iter(traverse_util.flatten_dict(parts, sep=".")))
     facts = {
         "Network": f"{network} with the classifier. Auxiliary heads were left out.",
         "Rule": f"`{json.dumps(config.rule.to_dict())}`, cuts {list(run.experiment.network.cuts)}.",
-        "Input": f"{seen}; {classes} classes.",
+        "Input": f"{seen}.",
         "Training": f"{run.step} steps of {config.batch_size} examples, seed {config.seed}; see `config.json`.",
-        "Files": f"`{WEIGHTS}` (tensors named `unit_3.params.conv1.kernel`) and `orbax` hold the same.",
+        "Files": f"`{WEIGHTS}` (tensors named `{name}`) and `orbax` hold the same.",
         "Made with": f"{environment}.",
-        "Limits": f"made for research. It knows the classes and the examples of {config.dataset}; no other was tested.",
+        "Limits": f"made for research. It knows the {knows} of {config.dataset}; no other was tested.",
         "Evaluation": f"this checkpoint, on {dataset.num_test:,} test examples of {config.dataset}:",
     }
     title = f"# {config.model.name} on {config.dataset}, trained by {config.rule.name}"

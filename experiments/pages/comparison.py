@@ -1,6 +1,5 @@
 """Rules side by side: a table and a picture."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from experiments.drawing.tables import aligned, spread
-from experiments.training.results import Results, exit_errors
+from experiments.training.metrics import Metrics
+from experiments.training.results import Results, best_exit, of_seeds, tested
 from jaxlocal.executors import MIB, Cost
 
 
@@ -19,71 +19,72 @@ class Row(NamedTuple):
     """A rule, over its seeds.
 
     Attributes:
-      errors: percent of the test split wrong at the last exit, for each seed.
-      best: the exit of least mean error, and that error.
+      metrics: what is said of the task.
+      exits: each of its numbers at every exit, ``[seeds, exits]``, in the order of ``metrics.columns``.
       about: cuts and parameter counts.
       cost: of a step.
       speed: examples per second, relative to backprop's.
       steps: at which the test split was evaluated.
-      curves: error at the last exit at each of them, ``[seeds, evaluations]``, percent.
+      curves: the headline number at the last exit at each of them, ``[seeds, evaluations]``.
     """
 
-    errors: Sequence[float]
-    best: tuple[int, float]
+    metrics: Metrics
+    exits: Sequence[np.ndarray]
     about: Mapping[str, Any]
     cost: Cost
     speed: float
     steps: Sequence[int]
     curves: np.ndarray
 
+    @property
+    def last(self) -> np.ndarray:
+        """The headline number at the last exit, ``[seeds]``."""
+        return self.exits[0][:, -1]
+
 
 def summarise(runs: Sequence[Results], cost: Cost, speed: float) -> Row:
     """One row of the table."""
-    seeds = [exits for run in runs for exits in run.seeds]
-    means = np.mean([exit_errors(exits) for exits in seeds], axis=0)
-    best = int(np.nanargmin(means))
-    lines = [line for run in runs for line in run.history if line["split"] == "test"]
-    steps = sorted({line["step"] for line in lines})
-    curves = [[_error(line) for line in lines if line["step"] == step] for step in steps]
+    metrics, seeds = runs[0].metrics, [exits for run in runs for exits in run.seeds]
+    steps = sorted({line["step"] for run in runs for line in run.history if line["split"] == "test"})
+    of_steps = ([exits for run in runs for exits in tested(run.history, step)] for step in steps)
     return Row(
-        errors=[100 * (1 - exits[-1]["accuracy"]) for exits in seeds],
-        best=(best + 1, float(means[best])),
+        metrics=metrics,
+        exits=[of_seeds(metric, seeds) for metric in metrics.columns],
         about=runs[0].about,
         cost=cost,
         speed=speed,
         steps=steps,
-        curves=np.array(curves).T,
+        curves=np.array([of_seeds(metrics.headline, exits)[:, -1] for exits in of_steps]).T,
     )
 
 
-def _error(line: Mapping[str, Any]) -> float:
-    accuracy = line["accuracy"][-1]
-    return math.nan if accuracy is None else 100 * (1 - accuracy)
-
-
 def table(rows: Mapping[str, Row]) -> str:
-    """Everything about each rule, as a Markdown table."""
+    """Everything about each rule, as a Markdown table; rows are of one task."""
+    said = next(iter(rows.values())).metrics
+    beside = said.others[:1]
     header = (
         "rule",
         "blocks",
-        "last exit, error %",
-        "best exit, error %",
+        *(f"last exit, {metric.title}" for metric in (said.headline, *beside)),
+        f"best exit, {said.headline.title}",
         "parameters",
         "in heads",
         "MFLOP / example",
         "temporaries MiB",
         "measured peak MiB",
-        "img/s ÷ backprop's",
+        f"{said.rate} ÷ backprop's",
     )
     cells: list[tuple[str, ...]] = [header]
     for name, row in rows.items():
         parameters = [sum(block[part] for block in row.about["parameters"]) for part in ("network", "head")]
+        others = zip(beside, row.exits[1:], strict=False)
         cells.append(
             (
                 name,
                 str(len(row.about["parameters"])),
-                f"**{spread(row.errors)}**",
-                f"{row.best[1]:.2f} (exit {row.best[0]})",
+                f"**{spread(row.last, said.headline.form)}**",
+                *(spread(of[:, -1], metric.form) for metric, of in others),
+                best_exit(said.headline, np.mean(row.exits[0], axis=0)),
                 *(f"{n:,}" for n in parameters),
                 f"{row.cost.flops / 1e6:,.1f}",
                 f"{row.cost.temporaries / MIB:,.1f}",
@@ -95,23 +96,24 @@ def table(rows: Mapping[str, Row]) -> str:
 
 
 def picture(rows: Mapping[str, Row], path: Path) -> None:
-    """Two panels: test error against the memory of a step; test error over the steps, a band over the seeds."""
+    """Two panels: the headline number against the memory of a step; over the steps, with a band over the seeds."""
+    said = next(iter(rows.values())).metrics
     figure = Figure(figsize=(13, 5), layout="constrained")
     trade, curves = figure.subplots(1, 2)
     colours = matplotlib.colormaps["tab20"]
     for i, (name, row) in enumerate(rows.items()):
-        memory, error = row.cost.temporaries / MIB, float(np.mean(row.errors))
-        deviation = float(np.std(row.errors, ddof=1)) if len(row.errors) > 1 else 0.0
-        trade.errorbar(memory, error, deviation, fmt="o", color=colours(i), capsize=3)
-        trade.annotate(f" {name}", (memory, error), fontsize=8)
+        memory, height = row.cost.temporaries / MIB, float(np.mean(row.last))
+        deviation = float(np.std(row.last, ddof=1)) if len(row.last) > 1 else 0.0
+        trade.errorbar(memory, height, deviation, fmt="o", color=colours(i), capsize=3)
+        trade.annotate(f" {name}", (memory, height), fontsize=8)
         mean = np.mean(row.curves, axis=0)
         curves.plot(row.steps, mean, color=colours(i), marker=".", label=name)
         curves.fill_between(row.steps, row.curves.min(axis=0), row.curves.max(axis=0), color=colours(i), alpha=0.15)
     trade.set_xlabel("temporaries of the compiled step (MiB)")
-    trade.set_ylabel("test error at the last exit (%)")
+    trade.set_ylabel(said.axis("at the last exit"))
     curves.set_xlabel("step")
-    curves.set_ylabel("test error at the last exit (%), mean and range over seeds")
-    curves.set_yscale("log")
+    curves.set_ylabel(f"{said.axis('at the last exit')}, mean and range over seeds")
+    curves.set_yscale("log" if said.log else "linear")
     for axis in (curves.yaxis.set_major_formatter, curves.yaxis.set_minor_formatter):
         axis(ScalarFormatter())
     trade.margins(x=0.12)

@@ -13,7 +13,8 @@ import numpy as np
 from experiments.app.errors import UserError
 from experiments.app.files import read_lines
 from experiments.drawing.tables import aligned
-from experiments.training.results import errors_by_block, errors_over_time, exit_errors
+from experiments.training.metrics import IMAGES, exit_errors
+from experiments.training.results import by_block, over_time
 from experiments.training.trained import Trained
 from jaxlocal import diagnostics
 from jaxlocal.executors import TrainState
@@ -104,7 +105,7 @@ def look(workdir: Path, run: Trained, examples: int = 512, probed: int = 5000) -
         1 - diagnostics.probe_accuracy(diagnostics.fit_probe(x, labels, classes), y, test_labels)
         for x, y in zip(features, test, strict=True)
     ]
-    steps, exits = errors_over_time(read_lines(workdir / "metrics.jsonl"))
+    steps, exits = over_time(read_lines(workdir / "metrics.jsonl"), IMAGES.headline)
     return Looked(
         steps=steps,
         exits=exits,
@@ -166,7 +167,7 @@ def table_of_units(run: Trained, seen: Looked, other: Looked | None, similar: np
 def table_of_blocks(seen: Looked, alignment: np.ndarray) -> str:
     """The error of every exit, and the gradients' cosines."""
     rows: list[Sequence[str]] = [("block", "exit, error %", "gradient's cosine")]
-    errors = errors_by_block(seen.errors, len(alignment))
+    errors = by_block(IMAGES.headline, seen.errors, len(alignment))
     for i, (error, cosine) in enumerate(zip(errors, alignment, strict=True)):
         rows.append((str(i), error, f"{cosine:.3f}" if math.isfinite(cosine) else "-"))
     return aligned(rows)

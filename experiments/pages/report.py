@@ -13,7 +13,8 @@ from experiments.app.errors import UserError, user_input
 from experiments.app.files import read_lines
 from experiments.drawing import figures
 from experiments.recipe.fields import check_fields
-from experiments.training.results import errors_by_block, errors_over_time
+from experiments.training.metrics import Metrics, recorded
+from experiments.training.results import best_exit, by_block, of_seeds, over_time, tested
 from experiments.training.workdir import load_config, load_record
 
 # What the pictures of experiments.analyze show.
@@ -56,7 +57,8 @@ class Run(NamedTuple):
       environment: versions and device.
       history: the lines of ``metrics.jsonl``.
       steps: at which the test split was evaluated.
-      errors: at every exit at each of them, ``[steps, exits]``, percent; mean over seeds.
+      metrics: what is said of its task.
+      values: the headline number at every exit at each of them, ``[steps, exits]``; mean over seeds.
     """
 
     name: str
@@ -66,14 +68,16 @@ class Run(NamedTuple):
     environment: Mapping[str, str]
     history: Sequence[Mapping[str, Any]]
     steps: Sequence[int]
-    errors: np.ndarray
+    metrics: Metrics
+    values: np.ndarray
 
 
 def read(directories: Sequence[Path]) -> list[Run]:
     """The runs, named after their rules where these differ, else after their directories.
 
     Raises:
-      UserError: if there is no run in one of them, its config is damaged, or nothing was evaluated yet.
+      UserError: if there is no run in one of them, its config is damaged, nothing was evaluated yet, or runs are of
+        tasks whose numbers cannot be compared.
     """
     for directory in directories:
         check_fields(load_config(directory))
@@ -83,13 +87,18 @@ def read(directories: Sequence[Path]) -> list[Run]:
     runs = []
     for name, directory, record in zip(names, directories, records, strict=True):
         history = read_lines(directory / "metrics.jsonl")
-        steps, errors = errors_over_time(history)
+        said = recorded(record["config"], record.get("about", {}))
+        steps, values = over_time(history, said.headline)
         if not steps:
             raise UserError(f"{directory}: nothing was evaluated yet, so there is nothing to report; train on")
         if not {"about", "environment"} <= record.keys():
             raise UserError(f"{directory / 'config.json'} has no fields 'about' and 'environment': not of a run")
         about, environment = record["about"], record["environment"]
-        runs.append(Run(name, directory, record["config"], about, environment, history, steps, errors))
+        runs.append(Run(name, directory, record["config"], about, environment, history, steps, said, values))
+        if said != runs[0].metrics:
+            raise UserError(
+                f"{directories[0]} has {runs[0].metrics.title}, {directory} has {said.title}: make a page of each"
+            )
     return runs
 
 
@@ -99,8 +108,9 @@ def page(runs: Sequence[Run]) -> str:
     trained = dict.fromkeys(f"{this.config['model']['name']} on {this.config['dataset']}" for this in runs)
     parts = [f"<h1>{_text(title)}</h1>", _paragraph("; ".join(trained)), _overview(runs)]
     if len(runs) > 1:
-        curves = {this.name: (this.steps, this.errors[:, -1]) for this in runs}
-        parts += [_pictures({"Test error at the last exit": _curves(curves, "test error (%)")}), _differences(runs)]
+        said, curves = runs[0].metrics, {this.name: (this.steps, this.values[:, -1]) for this in runs}
+        caption = f"{said.name.capitalize()} at the last exit"
+        parts += [_pictures({caption: _curves(curves, said.axis(), log=said.log)}), _differences(runs)]
     parts += [_section(this) for this in runs]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -111,15 +121,15 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _overview(runs: Sequence[Run]) -> str:
-    rows: list[Sequence[Any]] = [
-        ("run", "blocks", "steps", "last exit, error %", "best exit, error %", "parameters", "in heads", "device")
-    ]
+    headline = runs[0].metrics.headline
+    exits = (f"{which} exit, {headline.title}" for which in ("last", "best"))
+    rows: list[Sequence[Any]] = [("run", "blocks", "steps", *exits, "parameters", "in heads", "device")]
     for this in runs:
-        last, counts = this.errors[-1], this.about["parameters"]
-        best = "-" if np.all(np.isnan(last)) else f"{np.nanmin(last):.2f} (exit {int(np.nanargmin(last)) + 1})"
+        last, counts = this.values[-1], this.about["parameters"]
         steps = f"{this.steps[-1]:,} of {this.about['num_steps']:,}"
         sizes = (f"{sum(block[part] for block in counts):,}" for part in ("network", "head"))
-        rows.append((this.name, len(counts), steps, _percent(last[-1]), best, *sizes, this.environment["device"]))
+        exits_of_run = (headline.said(last[-1]), best_exit(headline, last))
+        rows.append((this.name, len(counts), steps, *exits_of_run, *sizes, this.environment["device"]))
     return _table(rows)
 
 
@@ -144,11 +154,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _section(this: Run) -> str:
     train = sorted({line["step"] for line in this.history if line["split"] == "train"})
-    shown = {"Test error at every exit": figures.inline(figures.exits(this.steps, this.errors))}
+    said = this.metrics
+    exits = figures.exits(this.steps, this.values, said.axis(), log=said.log)
+    shown = {f"{said.name.capitalize()} at every exit": figures.inline(exits)}
     if train:
         losses = _losses(this, "train", train)
         blocks = {f"block {i}": (train, losses[:, i]) for i in range(losses.shape[1])}
-        shown["Training loss of every block (single steps)"] = _curves(blocks, "training loss")
+        shown["Training loss of every block (single steps)"] = _curves(blocks, "training loss", log=True)
     for name, caption in _ANALYSIS.items():
         path = this.directory / "analysis" / f"{name}.svg"
         if path.exists():
@@ -185,15 +197,18 @@ def _losses(this: Run, split: str, steps: Sequence[int]) -> np.ndarray:
 
 def _blocks(this: Run) -> str:
     counts, losses = this.about["parameters"], _losses(this, "test", this.steps[-1:])[0]
-    errors = errors_by_block(this.errors[-1], len(counts))
-    rows: list[Sequence[Any]] = [("block", "first unit", "parameters", "in head", "test loss", "test error %")]
+    said, seeds = this.metrics, tested(this.history, this.steps[-1])
+    exits = [by_block(metric, np.mean(of_seeds(metric, seeds), axis=0), len(counts)) for metric in said.columns]
+    titles = (said.title, *(metric.title for metric in said.others))
+    rows: list[Sequence[Any]] = [("block", "first unit", "parameters", "in head", "test loss", *titles)]
     for i, (count, first) in enumerate(zip(counts, (0, *this.about["cuts"]), strict=True)):
-        rows.append((i, first, f"{count['network']:,}", f"{count['head']:,}", f"{losses[i]:.4f}", errors[i]))
+        sizes = (f"{count[part]:,}" for part in ("network", "head"))
+        rows.append((i, first, *sizes, f"{losses[i]:.4f}", *(column[i] for column in exits)))
     return _table(rows)
 
 
-def _curves(curves: Mapping[str, tuple[Any, Any]], ylabel: str) -> str:
-    return figures.inline(figures.lines(curves, "step", ylabel, log=True))
+def _curves(curves: Mapping[str, tuple[Any, Any]], ylabel: str, *, log: bool) -> str:
+    return figures.inline(figures.lines(curves, "step", ylabel, log=log))
 
 
 def _pictures(shown: Mapping[str, str]) -> str:
@@ -223,7 +238,3 @@ def _paragraph(content: str) -> str:
 
 def _text(content: Any) -> str:
     return html.escape(str(content))
-
-
-def _percent(error: float) -> str:
-    return f"{error:.2f}" if np.isfinite(error) else "-"

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 class Chrono:
     """Throughput and time to go, leaving out compilation (the first step) and evaluation."""
 
-    def __init__(self, num_steps: int, batch_size: int) -> None:
+    def __init__(self, num_steps: int, in_a_step: int) -> None:
         self._num_steps = num_steps
-        self._batch_size = batch_size
+        self._in_a_step = in_a_step
         self._first_step = 0
         self._made = time.monotonic()
         self._started: float | None = None
@@ -33,10 +33,10 @@ class Chrono:
         self._started = (self._started or began) + time.monotonic() - began
 
     def read(self, step: int) -> tuple[float, str]:
-        """Images per second so far, and the time to go as ``h:mm:ss``."""
+        """Images, or tokens, per second so far, and the time to go as ``h:mm:ss``."""
         elapsed = time.monotonic() - (self._started or 0)
         if step <= self._first_step or elapsed <= 0:
             return 0.0, "-:--:--"
         rate = (step - self._first_step) / elapsed
         seconds = round((self._num_steps - step) / rate)
-        return rate * self._batch_size, f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return rate * self._in_a_step, f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -20,10 +20,11 @@ from experiments.recipe.experiment import Blocks, Experiment
 from experiments.training.checkpoint import NOT_EVALUATED, Checkpoints, has_any
 from experiments.training.clock import Chrono
 from experiments.training.divergence import DivergedError, Watch, with_other_key
+from experiments.training.metrics import counted, metrics_of
 from experiments.training.notebook import printing_in_place
 from experiments.training.profiling import Profiler
 from experiments.training.record import Recorder
-from experiments.training.results import Results, format_blocks, mean, size_of, tested
+from experiments.training.results import Results, mean, size_of, tested
 from experiments.training.trained import start_from
 from experiments.training.workdir import check, claimed
 from jaxlocal import data
@@ -82,7 +83,7 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
                             raise
                         print(f"warning: {error}; back to step {rolled_back}", file=sys.stderr, flush=True)
                 state = _start(experiment, workdir)
-    return Results(workdir, recorder.history, about, seeds, stopped_by)
+    return Results(workdir, recorder.history, about, seeds, stopped_by, metrics_of(experiment))
 
 
 def _start(experiment: Experiment, workdir: Path) -> TrainState:
@@ -113,7 +114,8 @@ def _loop(
     way as there are stages, so no device idles for them. Divergence is noticed by then, before anything later
     is saved; of several processes, at the next log line.
     """
-    chrono = Chrono(experiment.num_steps, experiment.config.batch_size * len(experiment.seeds))
+    examples = experiment.config.batch_size * len(experiment.seeds)
+    chrono = Chrono(experiment.num_steps, counted(experiment, examples))
     seeds: Sequence[Blocks] | None = None
     under_way: deque[tuple[int, BlockMetrics]] = deque()
 
@@ -165,7 +167,7 @@ def _loop(
             return seeds or (), stopped_by
     if seeds is None:  # there was nothing left to do
         seeds = tested(recorder.history, first_step) or experiment.evaluate(state)
-        print(f"test\n{format_blocks(mean(seeds))}", flush=True)
+        print(f"test\n{metrics_of(experiment).lines(seeds)}", flush=True)
     return seeds, _first(received) if processes.agreed(bool(received)) else None
 
 
@@ -176,11 +178,12 @@ def _log(step: int, metrics: BlockMetrics, experiment: Experiment, recorder: Rec
     rate = float(experiment.schedule(step - 1))
     epoch = step / experiment.steps_per_epoch
     recorder.write(step, "train", seeds, epoch=epoch, learning_rate=rate)
-    images_per_second, to_go = chrono.read(step)
-    recorder.timing(step, images_per_second)
+    per_second, to_go = chrono.read(step)
+    said = metrics_of(experiment)
+    recorder.timing(step, f"{said.counted}_per_second", per_second)
     print(
-        f"step {step}/{experiment.num_steps}  epoch {epoch:.2f}  {images_per_second:,.0f} img/s  ETA {to_go}  "
-        f"lr {rate:.4g}\n{format_blocks(mean(seeds))}",
+        f"step {step}/{experiment.num_steps}  epoch {epoch:.2f}  {per_second:,.0f} {said.rate}  ETA {to_go}  "
+        f"lr {rate:.4g}\n{said.lines(seeds)}",
         flush=True,
     )
 
@@ -193,7 +196,7 @@ def test(step: int, state: TrainState, experiment: Experiment, recorder: Recorde
     """
     seeds = experiment.evaluate(state)
     recorder.write(step, "test", seeds)
-    print(f"step {step} test\n{format_blocks(mean(seeds))}", flush=True)
+    print(f"step {step} test\n{metrics_of(experiment).lines(seeds)}", flush=True)
     return seeds
 
 

@@ -59,9 +59,9 @@ class Recorder:
             os.fsync(self._file.fileno())
             self._events.flush()
 
-    def timing(self, step: int, images_per_second: float) -> None:
+    def timing(self, step: int, name: str, per_second: float) -> None:
         """Records throughput, for TensorBoard only: a resumed run repeats its metrics, not its speed."""
-        self._scalar("train/images_per_second", images_per_second, step)
+        self._scalar(f"train/{name}", per_second, step)
 
     def close(self) -> None:
         """Flushes everything to disk."""

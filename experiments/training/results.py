@@ -1,7 +1,6 @@
-"""What a run came to: errors at its exits, in numbers and in words."""
+"""What a run came to: numbers at its exits, and words."""
 
 import math
-import re
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments.drawing import figures
 from experiments.drawing.tables import aligned, spread
 from experiments.recipe.experiment import Blocks
+from experiments.training.metrics import IMAGES, Metric, Metrics
 
 
 class Results(NamedTuple):
@@ -25,6 +25,7 @@ class Results(NamedTuple):
       seeds: for each seed, the metrics of each exit on the test split; empty if stopped
         before any evaluation.
       stopped_by: the signal that ended the run early; None if it ran to its end.
+      metrics: what is said of its task.
     """
 
     workdir: Path
@@ -32,11 +33,14 @@ class Results(NamedTuple):
     about: Mapping[str, Any]
     seeds: Sequence[Blocks]
     stopped_by: signal.Signals | None
+    metrics: Metrics = IMAGES
 
     def __repr__(self) -> str:
         """The table; the history would fill pages."""
-        errors = np.array([exit_errors(exits) for exits in self.seeds])  # [seeds, exits]
-        rows = [("exit", "test error %"), *((str(i + 1), spread(exit)) for i, exit in enumerate(errors.T))]
+        said = self.metrics
+        columns = [[spread(exit, of.form) for exit in of_seeds(of, self.seeds).T] for of in said.columns]
+        rows = [("exit", said.title, *(metric.title for metric in said.others))]
+        rows += [(str(i + 1), *cells) for i, cells in enumerate(zip(*columns, strict=True))]
         ended = f"; stopped by {self.stopped_by.name}" if self.stopped_by else ""
         return f"{aligned(rows)}\n\n{size_of(self.about)}{ended}"
 
@@ -44,8 +48,12 @@ class Results(NamedTuple):
         return repr(self)
 
     def plot(self) -> Figure:
-        """Test error at every exit over the steps of training; a notebook under ``%matplotlib inline`` shows it."""
-        return figures.exits(*errors_over_time(self.history))
+        """The headline number at every exit over the steps of training; ``%matplotlib inline`` shows it."""
+        return figures.exits(*self.over_time(), self.metrics.axis(), log=self.metrics.log)
+
+    def over_time(self) -> tuple[list[int], np.ndarray]:
+        """As :func:`over_time`, of the headline number."""
+        return over_time(self.history, self.metrics.headline)
 
 
 def mean(seeds: Sequence[Blocks]) -> list[dict[str, float]]:
@@ -72,28 +80,29 @@ def tested(history: Sequence[Mapping[str, Any]], step: int) -> list[list[dict[st
     ]
 
 
-def exit_errors(blocks: Sequence[Mapping[str, float]]) -> list[float]:
-    """Error in percent at every exit, first to last; NaN where an exit predicts no classes."""
-    accuracies = []
-    for block in blocks:
-        # Under deep supervision one block has all exits, each a term of its loss.
-        inner = [name for name in block if re.fullmatch(r"exit_\d+", name)]
-        accuracies += [block.get(f"exit_{i + 1}/accuracy", math.nan) for i in range(len(inner))]
-        accuracies.append(block.get("accuracy", math.nan))
-    return [100 * (1 - x) for x in accuracies]
+def of_seeds(metric: Metric, seeds: Sequence[Blocks]) -> np.ndarray:
+    """A number at every exit of every seed, ``[seeds, exits]``; NaN where there is none."""
+    return np.array([metric.at(exits) for exits in seeds], float)
 
 
-def errors_over_time(history: Sequence[Mapping[str, Any]]) -> tuple[list[int], np.ndarray]:
-    """When the test split was evaluated, and the error at every exit, mean over seeds: ``[steps, exits]``, percent."""
+def over_time(history: Sequence[Mapping[str, Any]], metric: Metric) -> tuple[list[int], np.ndarray]:
+    """When the test split was evaluated, and a number at every exit, mean over seeds: ``[steps, exits]``."""
     steps = sorted({line["step"] for line in history if line["split"] == "test"})
-    means = [np.mean([exit_errors(exits) for exits in tested(history, step)], axis=0) for step in steps]
-    return steps, np.array(means)
+    return steps, np.array([np.mean(of_seeds(metric, tested(history, step)), axis=0) for step in steps])
 
 
-def errors_by_block(errors: Sequence[float], num_blocks: int) -> list[str]:
-    """The errors of :func:`exit_errors` for a table of blocks; one block may have several exits."""
-    shown = [f"{error:.2f}" if math.isfinite(error) else "-" for error in errors]
+def by_block(metric: Metric, exits: Sequence[float], num_blocks: int) -> list[str]:
+    """Numbers of exits for a table of blocks; one block may have several exits."""
+    shown = [metric.said(x) for x in exits]
     return shown if len(shown) == num_blocks else [", ".join(shown)]
+
+
+def best_exit(metric: Metric, exits: np.ndarray) -> str:
+    """The least of the numbers at the exits, and which exit has it; a dash if there are none."""
+    if np.all(np.isnan(exits)):
+        return "-"
+    best = int(np.nanargmin(exits))
+    return f"{metric.said(exits[best])} (exit {best + 1})"
 
 
 def size_of(about: Mapping[str, Any]) -> str:
@@ -104,24 +113,12 @@ def size_of(about: Mapping[str, Any]) -> str:
 
 
 def side_by_side(results: Mapping[str, Results]) -> str:
-    """What runs came to, by name, as a Markdown table: exits and what heads hold, without what was not measured."""
-    rows = [("rule", "blocks", "in heads", "first exit, error %", "best exit, error %", "last exit, error %")]
+    """What runs of one task came to, by name, as a Markdown table: exits and what heads hold."""
+    headline = next(iter(results.values())).metrics.headline
+    rows = [("rule", "blocks", "in heads", *(f"{which} exit, {headline.title}" for which in ("first", "best", "last")))]
     for name, result in results.items():
-        means = np.mean([exit_errors(exits) for exits in result.seeds], axis=0)
-        best = int(np.nanargmin(means))
+        means = np.mean(of_seeds(headline, result.seeds), axis=0)
         heads = sum(block["head"] for block in result.about["parameters"])
-        errors = (f"{means[0]:.2f}", f"{means[best]:.2f} (exit {best + 1})", f"{means[-1]:.2f}")
-        rows.append((name, str(len(result.about["parameters"])), f"{heads:,}", *errors))
+        shown = (headline.said(means[0]), best_exit(headline, means), headline.said(means[-1]))
+        rows.append((name, str(len(result.about["parameters"])), f"{heads:,}", *shown))
     return aligned(rows)
-
-
-def percent(block: Mapping[str, float], digits: int) -> str:
-    """A block's accuracy in percent, or a dash if its objective predicts no classes."""
-    return f"{100 * block['accuracy']:.{digits}f}" if "accuracy" in block else "-"
-
-
-def format_blocks(blocks: Sequence[Mapping[str, float]]) -> str:
-    """One row of losses and one of accuracies in percent, first block to last."""
-    loss = " ".join(f"{block['loss']:5.3f}" for block in blocks)
-    accuracy = " ".join(percent(block, 1).rjust(5) for block in blocks)
-    return f"  loss       {loss}\n  accuracy % {accuracy}"

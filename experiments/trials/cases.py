@@ -2,10 +2,9 @@
 
 A *case* is a model, a rule, its cuts, an executor, a batch and a dtype. Cases of one model, batch and
 dtype are a *group*: they stand in one table and one picture, relative to the group's backprop.
-Data are random images, which need no data set.
+Data are random images, or random tokens for a language model: they need no data set.
 """
 
-import functools
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -16,12 +15,11 @@ from ml_collections import ConfigDict
 
 from experiments.app.calls import innermost, parse_call, parse_calls
 from experiments.app.errors import UserError, one_of, user_input
-from experiments.configs import common
 from experiments.recipe.build import build
 from experiments.recipe.experiment import Experiment
 from experiments.recipe.fields import parse_cuts
+from experiments.recipe.noise import dataset, noise, windows_of
 from experiments.recipe.registry import DTYPES, EXECUTORS, MODELS, make, make_rule
-from jaxlocal import data
 
 
 class Case(NamedTuple):
@@ -40,8 +38,14 @@ class Case(NamedTuple):
     @property
     def group(self) -> str:
         """What cases have in common that are compared."""
-        size = f"{self.image}x{self.image} images of {self.classes} classes"
+        windows, size = windows_of(self._model), f"{self.image}x{self.image} images of {self.classes} classes"
+        if windows:
+            size = f"windows of {windows.context} tokens out of {windows.vocabulary}"
         return f"{self.model}, {size}, batch {self.batch_size}, {self.dtype}"
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        return parse_call(self.model, "models")
 
     @property
     def batch(self) -> str:
@@ -60,10 +64,9 @@ class Case(NamedTuple):
         return self._replace(rule="backprop", cuts="-", executor="fused", accumulate=1)
 
     def config(self) -> ConfigDict:
-        """Of a run on random images."""
-        config = common.noise(self.image, self.classes, max(1024, self.batch_size))
-        for field, text in (("model", self.model), ("rule", self.rule)):
-            config[field] = ConfigDict(parse_call(text, f"{field}s"))
+        """Of a run on noise."""
+        config = noise(self._model, self.image, self.classes, max(1024, self.batch_size))
+        config.rule = ConfigDict(parse_call(self.rule, "rules"))
         if self.batch_size % self.accumulate:
             raise UserError(f"batch {self.batch_size} does not split into {self.accumulate} equal batches")
         config.batch_size, config.accumulate = self.batch_size // self.accumulate, self.accumulate
@@ -79,15 +82,17 @@ def define_flags(values: flags.FlagValues) -> None:
     def strings(name: str, default: str, meaning: str) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
 
-    strings("models", "resnet(depth=32)", "Models, as calls: resnet(depth=32),vgg.")
+    strings("models", "resnet(depth=32)", "Models, as calls: resnet(depth=32),vgg,gpt(layers=8).")
     strings("rules", "remat(backprop),dgl,auglocal(depth=2)", "Rules, as calls; backprop is always there beside them.")
     strings("cuts", "all", "Cuts of the rules that have any: all,even:4,balanced:4, and 3,6,9 once.")
     strings("batch_sizes", "128", "Examples in an update.")
     strings("executors", "fused,streamed", f"Of {', '.join(EXECUTORS)}; backprop's is fused.")
     strings("dtypes", "float32", f"Of {', '.join(DTYPES)}.")
     strings("accumulate", "1", "In how many small batches backprop takes the examples of an update.")
-    flags.DEFINE_integer("image", 32, "Side of the images.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("classes", 10, "Number of classes.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "image", 32, "Side of the images, where a model reads these.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("classes", 10, "Number of their classes.", lower_bound=1, flag_values=values)
     axis = ["total", "temporaries"]
     flags.DEFINE_enum("axis", "total", axis, "The memory that the frontier is drawn over.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.", flag_values=values)
@@ -148,10 +153,4 @@ def _numbers(flag: str, text: str) -> list[int]:
 def built(case: Case) -> Experiment:
     """The experiment of a case."""
     config = case.config()
-    return build(config, _dataset(config.dataset))
-
-
-@functools.cache
-def _dataset(name: str) -> data.Input:
-    """One for all cases."""
-    return data.InMemory(data.load(name))
+    return build(config, dataset(config.dataset, windows_of(config.model)))

@@ -12,10 +12,10 @@ import numpy as np
 
 from experiments.app import processes
 from experiments.app.calls import parse_call
-from experiments.configs import common
 from experiments.cost.timed import repeated
 from experiments.recipe.build import build, changed
 from experiments.recipe.experiment import Experiment
+from experiments.recipe.noise import noise
 from experiments.trials.simulator import Profile, block_parallel, data_parallel, model_parallel
 from jaxlocal.block import params_of
 from jaxlocal.executors import DataParallel, Executor, OneDevice, Placement, TrainState, block_seconds, fused, pipelined
@@ -70,16 +70,15 @@ def built(spec: Spec, rule: str) -> Experiment:
     Raises:
       UserError: if model, cuts and rule do not go together.
     """
-    config = common.noise(spec.image, spec.classes, max(1024, spec.batch_size))
-    called = {"model": parse_call(spec.model, "model"), "rule": parse_call(rule, "rule")}
-    several = jax.process_count() > 1
-    return build(changed(config, **called, cuts=spec.cuts, batch_size=spec.batch_size, data_parallel=several))
+    config = noise(parse_call(spec.model, "model"), spec.image, spec.classes, max(1024, spec.batch_size))
+    several, called = jax.process_count() > 1, parse_call(rule, "rule")
+    return build(changed(config, rule=called, cuts=spec.cuts, batch_size=spec.batch_size, data_parallel=several))
 
 
 def state_of(experiment: Experiment, batch: Batch) -> TrainState:
     """A state on the default device."""
-    one_image = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
-    return init_state(experiment.blocks, experiment.feed, experiment.optimizer, jax.random.key(0), one_image)
+    one = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
+    return init_state(experiment.blocks, experiment.feed, experiment.optimizer, jax.random.key(0), one)
 
 
 def made(

@@ -21,18 +21,16 @@ from experiments.app.program import cache_compilations
 from experiments.cost.timed import Runner, take_turns
 from experiments.drawing import figures
 from experiments.drawing.tables import aligned
+from experiments.recipe import noise
+from experiments.training.metrics import counted, metrics_of
 from experiments.trials.contenders import Contender, Spec, built, made, measure_profile
 from experiments.trials.simulator import Profile, Rate, best_of_backprop, best_of_blocks, data_parallel
-from jaxlocal.objective import Batch
 
 
 def measure(spec: Spec) -> dict[str, Any]:
     """All numbers. Every process has to call it; those of process 0 count."""
-    rng = np.random.default_rng(0)
-    image: Any = rng.normal(size=(spec.batch_size, spec.image, spec.image, 3)).astype(np.float32)
-    label: Any = rng.integers(0, spec.classes, spec.batch_size, dtype=np.int32)
-    batch = Batch(image, label, image)
     local, backprop = built(spec, spec.rule), built(spec, "backprop")
+    batch = noise.batch(local, spec.batch_size)
     print("timing single blocks and units", flush=True)
     profile = measure_profile(local, backprop, batch)
     contenders = [contender for n in spec.devices for contender in made(spec, n, local, backprop, profile, batch)]
@@ -41,6 +39,8 @@ def measure(spec: Spec) -> dict[str, Any]:
         "environment": environment(),
         "profile": profile._asdict(),
         "measured": in_turns(contenders, spec),
+        "rate": metrics_of(local).rate,
+        "counted": counted(local, spec.batch_size),
     }
 
 
@@ -115,10 +115,10 @@ def _work(spec: Spec, address: str, number: int, index: int, core: int, results:
 def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, workdir: Path) -> None:
     """Writes what was measured, a table of it, a table of more devices, and the picture."""
     write_json(workdir / "scaling.json", found)
-    batch = found["spec"]["batch_size"]
+    batch, rate, in_a_batch = found["spec"]["batch_size"], found["rate"], found["counted"]
     measured = found["measured"]
     alone = {of["name"]: of for of in measured if of["devices"] == 1}
-    rows: list[Sequence[str]] = [("contender", "devices", "img/s", "÷ best on one", "÷ same on one", "simulated")]
+    rows: list[Sequence[str]] = [("contender", "devices", rate, "÷ best on one", "÷ same on one", "simulated")]
     for of in measured:
         same = alone[max((name for name in alone if of["name"].startswith(name)), key=len)]
         rule = "backprop" if of["name"].startswith("backprop") else found["spec"]["rule"]
@@ -127,7 +127,7 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
             (
                 of["name"],
                 str(of["devices"]),
-                f"{batch / of['seconds']:,.1f}",
+                f"{in_a_batch / of['seconds']:,.1f}",
                 f"{best / of['seconds']:.2f}",
                 f"{same['seconds'] / of['seconds']:.2f}",
                 f"{same['simulated'] / of['simulated']:.2f}",
@@ -138,7 +138,7 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
     profile = profile._replace(bandwidth=bandwidth or profile.bandwidth)
     curves: dict[str, list[tuple[int, float]]] = {}
     if simulate and math.isfinite(profile.bandwidth):
-        table, curves = simulated_rows(found["spec"], profile, simulate)
+        table, curves = simulated_rows(found, profile, simulate)
         between = f"{profile.bandwidth / 1e9:,.2f} GB/s between devices, every device with a batch of {batch}"
         text += [f"Simulated, {between}:", "", aligned(table), ""]
     (workdir / "table.md").write_text("\n".join(text))
@@ -148,10 +148,10 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
 
 
 def simulated_rows(
-    spec: dict[str, Any], profile: Profile, simulate: Sequence[int]
+    found: dict[str, Any], profile: Profile, simulate: Sequence[int]
 ) -> tuple[list[Sequence[str]], dict[str, list[tuple[int, float]]]]:
     """A table of more devices, and its speed-ups over one device of the same, for a picture."""
-    units = [a + b for a, b in zip(profile.forward, profile.backward, strict=True)]
+    spec, units = found["spec"], [a + b for a, b in zip(profile.forward, profile.backward, strict=True)]
     most = max(spec["microbatches"], default=1)
     blocks, backprop = sum(profile.blocks), sum(units)
     ways: dict[str, tuple[float, Callable[[int], Rate]]] = {
@@ -171,7 +171,7 @@ def simulated_rows(
             "devices",
             "contender",
             "stages x parts",
-            "img/s",
+            found["rate"],
             "÷ one device",
             "utilisation",
             "MiB sent / device and update",
@@ -189,7 +189,7 @@ def simulated_rows(
                     str(n),
                     name,
                     f"{rate.stages} x {parts_of_batch}",
-                    f"{parts_of_batch * spec['batch_size'] / rate.seconds:,.0f}",
+                    f"{parts_of_batch * found['counted'] / rate.seconds:,.0f}",
                     f"{speed_up:,.1f}",
                     f"{rate.utilisation:.2f}",
                     f"{rate.sent / 2**20:,.1f}",

@@ -23,7 +23,9 @@ from jaxlocal.executors import MIB, cost_of
 from jaxlocal.variables import nbytes
 
 Numbers = dict[str, Any]  # what was measured of a case; or why it was skipped, under "skipped"
-Column = tuple[str, Callable[[Numbers, Numbers], str]]  # title; what it says, given a case's numbers and backprop's
+# A title, and what is said, given a case's numbers and backprop's; None if they have none of it.
+Column = tuple[str, Callable[[Numbers, Numbers], str | None]]
+Height = tuple[str, Callable[[Numbers, Numbers], float]]
 
 
 class Log:
@@ -102,7 +104,7 @@ def ratio(field: str) -> Column:
     return "÷ backprop's", against(lambda x: x[field])
 
 
-def against(value: Callable[[Numbers], float]) -> Callable[[Numbers, Numbers], str]:
+def against(value: Callable[[Numbers], float]) -> Callable[[Numbers, Numbers], str | None]:
     """What to say of a value: its ratio to backprop's, unless backprop was skipped."""
     return lambda x, base: f"{value(x) / value(base):.2f}" if base else "-"
 
@@ -123,13 +125,13 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
 
 
-def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str, height: Column, picture: str) -> None:
+def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str, height: Height, picture: str) -> None:
     """Writes ``table.md`` and the picture, a table and a panel for each group. Without its backprop it has no panel.
 
     Args:
       log: with the numbers of the cases.
       cases: in the order of their rows.
-      columns: of the table, beside those that say what the case is.
+      columns: of the table, beside those that say what the case is; one that no case of a group has is left out.
       axis: the memory that the frontier is drawn over, ``total`` or ``temporaries``.
       height: axis label and value of what memory is traded for, relative to backprop.
       picture: file name.
@@ -145,13 +147,15 @@ def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str
         texts += [f"## {group}\n"]
         if done:
             base = done.get(next(iter(done)).baseline, {})
-            points = [(x[axis] / MIB, float(height[1](x, base))) for x in done.values()] if base else []
+            points = [(x[axis] / MIB, height[1](x, base)) for x in done.values()] if base else []
             best = pareto(points) or [False] * len(done)
-            header = ("#", "rule", "cuts", "executor", "batch", *(title for title, _ in columns), "frontier")
+            said = [(title, [say(x, base) for x in done.values()]) for title, say in columns]
+            said = [(title, cells) for title, cells in said if any(cells)]
+            header = ("#", "rule", "cuts", "executor", "batch", *(title for title, _ in said), "frontier")
             rows: list[Sequence[str]] = [header]
-            for i, (case, x) in enumerate(done.items()):
+            for i, case in enumerate(done):
                 what = (str(i + 1), case.rule, case.cuts, case.executor, case.batch)
-                rows.append((*what, *(say(x, base) for _, say in columns), "*" * best[i]))
+                rows.append((*what, *(cells[i] or "-" for _, cells in said), "*" * best[i]))
             labels = [case.label(f" (K={x['blocks']})") for case, x in done.items()]
             panels[group] = [Point(label, *at, star) for label, at, star in zip(labels, points, best, strict=False)]
             texts += [f"{aligned(rows)}\n"]

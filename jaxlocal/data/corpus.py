@@ -3,6 +3,7 @@
 import dataclasses
 import lzma
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def read(name: str, tokenizer: str = "") -> tuple[Vocabulary, Any, Any]:
     Raises:
       ValueError: if a file cannot be read, or is not what it should be.
     """
+    if name.startswith("random_text_"):
+        return Tokens(""), *_divided(_noise(name))
     kind, _, path = name.partition(":")
     if kind == "bytes":
         if tokenizer:
@@ -110,6 +113,14 @@ def _content(what: str, path: str) -> str:
 def _divided(text: Any) -> tuple[Any, Any]:
     middle = int(len(text) * _TRAINS)
     return text[:middle], text[middle:]
+
+
+def _noise(name: str) -> Integer[np.ndarray, "n"]:
+    match = re.fullmatch(r"random_text_([1-9]\d*)_([1-9]\d*)", name)
+    if not match:
+        raise ValueError(f"data set {name!r}: write random_text_VOCABULARY_TOKENS, as random_text_50304_100000")
+    vocabulary, length = map(int, match.groups())
+    return np.random.default_rng(0).integers(0, vocabulary, length, np.int32)
 
 
 def _shakespeare() -> str:

@@ -129,7 +129,7 @@ def is_small(name: str) -> bool:
 
 def is_text(name: str) -> bool:
     """Whether :class:`jaxlocal.data.Text` reads the set of that name."""
-    return name == SHAKESPEARE or name.startswith(("text:", "bytes:", "tokens:"))
+    return name == SHAKESPEARE or name.startswith(("text:", "bytes:", "tokens:", "random_text_"))
 
 
 def _unknown(name: str) -> ValueError:

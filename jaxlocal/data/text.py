@@ -104,6 +104,7 @@ class Text(Tokenized):
       name: ``tinyshakespeare``, which comes with this package (a million characters by Shakespeare); ``text:PATH``, a
         file in UTF-8, read by character; ``bytes:PATH``, any file, read by byte; ``tokens:DIR``, the ``train.bin`` and
         ``val.bin`` of nanoGPT's scripts: tokens of 16 bits, lowest byte first. Bytes and tokens stay in their files.
+        ``random_text_VOCABULARY_TOKENS`` is noise.
       context: t, tokens that a window reads.
       test_examples: windows that are evaluated; 0 for all.
       vocabulary: tokens that the network tells apart. That of characters and of bytes follows from the text, and a
