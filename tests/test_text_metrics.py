@@ -264,9 +264,9 @@ def test_a_language_model_is_measured_on_random_tokens():
     )
 
 
-@pytest.mark.parametrize("name", ["random_text_0_10", "random_text_20_10", "random_text_9999999_99999999"])
+@pytest.mark.parametrize("name", ["random_text_0_10", "random_text_20", "random_text_a_b"])
 def test_noise_that_there_cannot_be(name):
-    with pytest.raises(ValueError, match=r"random characters, .* of them different: give 1 to 2"):
+    with pytest.raises(ValueError, match="write random_text_VOCABULARY_TOKENS"):
         data.Text(name, 2)
 
 
