@@ -14,7 +14,6 @@ r"""What the blocks of a trained network learned: pictures and numbers, into ``W
 Each is a ``.png`` and an ``.svg``; the numbers of all are in ``analysis.json``.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -41,9 +40,8 @@ _EXAMPLES = flags.DEFINE_integer(
 _PROBED = flags.DEFINE_integer("probed", 5000, "Training examples that probes are fitted to, at most.", lower_bound=2)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Looks at the run, and at the one that it is held against; writes pictures and numbers."""
-    del argv
     workdir = Path(required(_WORKDIR, "the directory of the run to analyze"))
     run_ = restore(workdir, _CHECKPOINT.value).with_data().one_seed()
     other = restore(Path(_AGAINST.value), _CHECKPOINT.value).with_data().one_seed() if _AGAINST.value else None

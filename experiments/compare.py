@@ -25,7 +25,7 @@ under the same config that is moved there is taken over.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,8 @@ def flops_of(config: ConfigDict, target: str, dataset: Input) -> float:
     return lowered_flops(settled(changed(config, rule=rule), dataset=dataset))
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Measures, trains, then writes the table and the picture."""
-    del argv
     config = _CONFIG()
     if config.seeds != 1:
         raise UserError("give the number of seeds by --seeds, not by --config.seeds")

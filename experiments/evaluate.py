@@ -6,7 +6,6 @@
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -21,9 +20,8 @@ _CHECKPOINT = flags.DEFINE_enum(
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Prints the exits as a table and as one JSON line, for each seed."""
-    del argv
     workdir = Path(required(_WORKDIR, "the directory of the run to evaluate"))
     experiment, step, state = restore(workdir, _CHECKPOINT.value).with_data()
     said = metrics_of(experiment)

@@ -9,7 +9,6 @@ network's own classifier is ``classifier``. :func:`load` reads them back.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "A directory for the network; new,
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Writes weights, config and card."""
-    del argv
     if not _WORKDIR.value or not _OUTPUT.value:
         raise UserError("--workdir and --output are needed: the directory of the run, and one for the network")
     workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value)

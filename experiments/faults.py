@@ -14,7 +14,6 @@ five seconds each.
 """
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the moments and the limits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and summary.json go.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Runs what the flags ask for; exit code 1 if anything was lost."""
-    del argv
     workdir, rng = directory(Path(required(_WORKDIR, "a directory for the runs"))), random.Random(_SEED.value)
     summary: dict[str, Any] = {}
 

@@ -10,7 +10,6 @@ The file is a ``state_dict`` as ``.safetensors`` or ``.npz``; names are translat
 by ``safetensors.torch.save_file(model.state_dict(), path)``.
 """
 
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -31,9 +30,8 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "The state_dict: a .safetensors 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A new directory for the run.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Writes a finished run: its config, one checkpoint, and its test errors."""
-    del argv
     config = _CONFIG()
     if not _WEIGHTS.value or not _WORKDIR.value:
         raise UserError("--weights and --workdir are needed: the file, and a new directory for the run")

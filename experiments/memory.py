@@ -16,7 +16,7 @@ steps, each case in a process of its own, for the peak that the device reports (
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 from absl import flags
@@ -84,9 +84,8 @@ def measure(case: Case) -> Numbers:
     return numbers
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> None:
     """Measures what is not known yet, then writes the table and the picture."""
-    del argv
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # peaks are measured by other processes
     cases, log = parse_cases(flags.FLAGS), Log(flags.FLAGS.workdir, "memory")
     asked = {name for name, flag in (("cached_seconds", _CACHED), ("peak", _MEASURE_PEAK)) if flag.value}
@@ -96,7 +95,6 @@ def main(argv: Sequence[str]) -> int:
             print(f"[{i + 1}/{len(cases)}] {case.group}: {case.label()}", flush=True)
             log.add(case, attempt(case, measure))
     report(log, cases, _COLUMNS, flags.FLAGS.axis, _HEIGHT, "memory.png")
-    return 0
 
 
 if __name__ == "__main__":

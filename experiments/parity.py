@@ -11,7 +11,6 @@ below 1e-6; 1: some are not; 2: the file cannot be served.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -24,9 +23,8 @@ from experiments.reference.parity import TOLERANCE, compare
 _GOLDEN = flags.DEFINE_multi_string("golden", [], "Golden file to compare with; may be given more than once.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Compares each golden file."""
-    del argv
     if not _GOLDEN.value:
         raise UserError("no golden file given: use --golden=FILE.json")
     ok = True

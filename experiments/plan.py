@@ -162,9 +162,8 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Prints the units, the plan, what others take, and the command."""
-    del argv
     budget = parse_memory(required(_MEMORY, "the budget, as --memory=6GiB"), "--memory")
     executors = [one_of("executor", name, tuple(EXECUTORS)) for name in _EXECUTORS.value or [""]]
     config, dataset = config_and_data()

@@ -10,7 +10,6 @@ Classes are numbers, in the order of the data set.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(*files: str) -> None:
     """One line of JSON for each image."""
-    if len(argv) < 2:
+    if not files:
         raise UserError("no image given: name files after the flags, as --workdir=DIR one.png two.png")
     trained = restore(Path(required(_WORKDIR, "the directory of the run")), _CHECKPOINT.value).one_seed()
     size = trained.experiment.config.eval_batch_size
-    for start in range(1, len(argv), size):
-        names = argv[start : start + size]
+    for start in range(0, len(files), size):
+        names = files[start : start + size]
         exits = predict(trained, np.stack([read(Path(name), trained.experiment.dataset) for name in names]))
         for name, of_image in zip(names, exits.swapaxes(0, 1), strict=True):
             best = np.argsort(-of_image[-1])[:3]

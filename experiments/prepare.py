@@ -9,7 +9,6 @@ Any image classification set of TFDS can be prepared, by its name there.
 """
 
 import importlib.util
-from collections.abc import Sequence
 
 from absl import flags
 
@@ -22,9 +21,8 @@ _DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Prepares the data set as array_record files."""
-    del argv
     name = required(_DATASET, "an image classification set of TFDS, as cifar10 or imagenet2012")
     if data.is_text(name) or (data.is_small(name) and name not in TFDS_NAMES):
         raise UserError(f"--dataset={name}: this one needs no preparing")

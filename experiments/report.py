@@ -7,7 +7,6 @@ r"""One page about one run or several: settings, environment, curves of every bl
 The page is one file that needs no network. Pictures that ``experiments.analyze`` left in a run's directory are in it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -21,9 +20,8 @@ _WORKDIRS = flags.DEFINE_multi_string("workdir", [], "The directory of a run; ma
 _OUTPUT = flags.DEFINE_string("output", None, "The page. Default: report.html in the first run's directory.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Writes the page."""
-    del argv
     directories = [
         Path(text) for text in required(_WORKDIRS, "the directory of a run; give it more than once to compare several")
     ]

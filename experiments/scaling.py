@@ -11,7 +11,6 @@ table and a picture go to the workdir, with a simulation of more devices from th
 (``--simulate``), which is also held against the measured points.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -38,9 +37,8 @@ _BANDWIDTH = flags.DEFINE_float("bandwidth", 0, "GB/s between simulated devices;
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> None:
     """Measures, then reports."""
-    del argv
     with user_input("--devices, --microbatches, --simulate"):
         devices, microbatches, simulate = (
             tuple(sorted({int(n) for n in text.split(",") if n}))
@@ -72,7 +70,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         found = measure(spec)
     report(found, simulate, _BANDWIDTH.value * 1e9, workdir)
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Memory and computation are the compiler's, of each block's update as a program o
 executor runs it). No parameter is allocated.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -24,9 +23,8 @@ _CONFIG = config_flag("What to show: a file of experiments/configs.")
 _SVG = flags.DEFINE_string("svg", None, "A file for the picture of it.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Prints the network, and draws it."""
-    del argv
     given = _CONFIG()
     if _SVG.value and Path(_SVG.value).suffix != ".svg":
         raise UserError(f"--svg={_SVG.value}: give a file that ends in .svg")

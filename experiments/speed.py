@@ -122,9 +122,8 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
     return numbers
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> None:
     """Measures the cases that are not known yet, then writes the table and the picture."""
-    del argv
     if _AGAINST.value == "torch":
         torch_twin.pytorch()
     cases, log = parse_cases(flags.FLAGS), Log(flags.FLAGS.workdir, "speed")
@@ -137,7 +136,6 @@ def main(argv: Sequence[str]) -> int:
             jax.clear_caches()  # compiled programs take more than memory: the system limits their number
     columns = _COLUMNS + (_AGAINST_TORCH if _AGAINST.value == "torch" else ())
     report(log, cases, columns, flags.FLAGS.axis, _HEIGHT, "frontier.png")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Several processes train together on a cluster that JAX knows (``--distributed``)
 (``--coordinator=HOST:PORT --num_processes=2 --process_id=0``). The workdir is one that all of them see.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -35,9 +34,8 @@ _PROFILE = flags.DEFINE_bool(
 _LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Runs the program."""
-    del argv
     if _LIST.value:
         print(listing())
         return 0

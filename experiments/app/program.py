@@ -21,12 +21,12 @@ from jaxlocal.data.sources import default_cache_dir
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
 
 
-def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False) -> None:
+def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
     """Parses the flags and runs ``main``; a :class:`UserError` ends in one line and its exit code.
 
     Args:
-      main: is given the arguments, the program's name first; returns the exit code.
-      arguments: whether there may be any that are no flags.
+      main: is given the arguments that are no flags; returns the exit code.
+      arguments: whether there may be any.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while importing
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,7 +45,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, arguments: bool = False)
             raise _stop(UserError(f"unexpected argument {argv[1]!r}: flags are given as --name=value"))
         cache_compilations()
         try:
-            return main(argv)
+            return main(*argv[1:])
         except UserError as error:
             if _DEBUG.value:
                 raise

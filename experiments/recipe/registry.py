@@ -16,18 +16,7 @@ from jaxlocal.executors import fused, pipelined, streamed
 from jaxlocal.rule import Rule
 
 RULES: dict[str, Callable[..., Any]] = {name: getattr(rules, name) for name in rules.__all__}
-MODELS: Mapping[str, Callable[..., Any]] = {
-    "convnet": models.convnet,
-    "gpt": models.gpt,
-    "imagenet_resnet": models.imagenet_resnet,
-    "lenet": models.lenet,
-    "mlp": models.mlp,
-    "noprop": models.noprop,
-    "resnet": models.resnet,
-    "resnext": models.resnext,
-    "rnn": models.rnn,
-    "vgg": models.vgg,
-}
+MODELS: dict[str, Callable[..., Any]] = {name: f for name, f in vars(models).items() if inspect.isfunction(f)}
 OPTIMIZERS: Mapping[str, Callable[..., Any]] = {"sgd": optimizers.sgd, "adamw": optimizers.adamw}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 EXECUTORS: dict[str, Any] = {
@@ -99,7 +88,7 @@ def listing() -> str:
     for kind, table in (("rule", RULES), ("model", MODELS), ("optimizer", OPTIMIZERS)):
         for name, function in sorted(table.items()):
             shown = ", ".join(
-                str(parameter).split(":")[0].strip() + _default(parameter)
+                str(parameter.replace(annotation=inspect.Parameter.empty))
                 for parameter in inspect.signature(function).parameters.values()
                 if parameter.name not in ("learning_rate", "prototypes")
             )
@@ -112,7 +101,3 @@ def listing() -> str:
         "any image classification set of TFDS, as imagenet2012",
     )
     return "\n".join((*lines, *(f"{'data set':<10} {name}" for name in sets)))
-
-
-def _default(parameter: inspect.Parameter) -> str:
-    return "" if parameter.default is inspect.Parameter.empty else f"={parameter.default!r}"

@@ -19,34 +19,3 @@ from jaxlocal.data.sources import (
 from jaxlocal.data.stream import Streamed, UnreadableError
 from jaxlocal.data.text import Text, Tokenized
 from jaxlocal.data.vocabulary import Vocabulary
-
-__all__ = [
-    "NAMES",
-    "RECIPES",
-    "TEXTS",
-    "Dataset",
-    "Decoded",
-    "Described",
-    "Devices",
-    "Examples",
-    "InMemory",
-    "Input",
-    "MissingDataError",
-    "Recipe",
-    "Split",
-    "Streamed",
-    "Text",
-    "Tokenized",
-    "UnreadableError",
-    "Vocabulary",
-    "batch_indices",
-    "decoded",
-    "is_small",
-    "is_text",
-    "load",
-    "prepare_with",
-    "prototypes",
-    "recipe",
-    "steps_per_epoch",
-    "tfds_builder",
-]

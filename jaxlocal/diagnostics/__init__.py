@@ -5,20 +5,3 @@ from jaxlocal.diagnostics.classes import confusion, errors_by_class
 from jaxlocal.diagnostics.observe import Observed, observe
 from jaxlocal.diagnostics.probes import fit_probe, pooled, probe_accuracy
 from jaxlocal.diagnostics.similarity import centred_gram, cka, linear_cka
-
-__all__ = [
-    "Observed",
-    "alignment",
-    "centred_gram",
-    "cka",
-    "confusion",
-    "cosine",
-    "end_to_end_gradients",
-    "errors_by_class",
-    "fit_probe",
-    "linear_cka",
-    "local_gradients",
-    "observe",
-    "pooled",
-    "probe_accuracy",
-]

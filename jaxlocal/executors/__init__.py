@@ -7,22 +7,3 @@ from jaxlocal.executors.fused import fused
 from jaxlocal.executors.pipelined import block_seconds, pipelined
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState
 from jaxlocal.executors.streamed import streamed
-
-__all__ = [
-    "MIB",
-    "ONE_DEVICE",
-    "BlockMetrics",
-    "Cost",
-    "DataParallel",
-    "Executor",
-    "OneDevice",
-    "Placement",
-    "Program",
-    "TrainState",
-    "block_seconds",
-    "compiler_options",
-    "cost_of",
-    "fused",
-    "pipelined",
-    "streamed",
-]
