@@ -4,14 +4,7 @@ r"""What the blocks of a trained network learned: pictures and numbers, into ``W
 
     python -m experiments.analyze --workdir=/tmp/digits --against=/tmp/backprop
 
-- ``exits``: test error at every exit, over the steps of training.
-- ``probes``: test error of a linear probe of every unit.
-- ``gradients``: the cosine between each block's local gradient and the end-to-end gradient of the same units.
-- ``confusion``: which classes the last exit takes for which.
-- ``memory``: what each block's update takes, in the order of a step.
-- ``cka``: how alike the units of both runs, or of this run among themselves, represent the test examples.
-
-Each is a ``.png`` and an ``.svg``; the numbers of all are in ``analysis.json``.
+``docs/looking.md`` says what each picture shows; the numbers of all are in ``analysis.json``.
 """
 
 from pathlib import Path

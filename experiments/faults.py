@@ -5,12 +5,9 @@ r"""Injects faults into training runs, and holds what they leave against a run t
     python -m experiments.faults --kills=50 --limits=20 --workdir=/tmp/faults
     python -m experiments.faults --soak=20000 --workdir=/tmp/soak
 
-A run is killed (``kill -9``) at random moments and started again; every file of its newest checkpoint is emptied or
-cut in half; no file may become larger than a random limit, as on a full disk; every block's loss is NaN at one step.
-Each time it has to end with bitwise the same parameters, metrics file and best checkpoint, or to stop with one line.
-``--soak`` is a run of that many steps, whose memory, threads, files and compilations are counted. Everything goes to
-``summary.json``; where ``lost`` in it is not 0, something came out otherwise, and the exit code is 1. Kills take about
-five seconds each.
+After each fault a run has to end with bitwise the same parameters, metrics file and best checkpoint, or to stop with
+one line. Everything goes to ``summary.json``; where ``lost`` in it is not 0, something came out otherwise, and the exit
+code is 1. Kills take about five seconds each.
 """
 
 import random

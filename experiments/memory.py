@@ -6,10 +6,8 @@ r"""Memory of the compiled step: models x rules x cuts x batches x executors x d
         --rules='remat(backprop),remat(backprop,every=3),dgl,auglocal(depth=2)' --cuts=all,even:4,balanced:4 \
         --batch_sizes=128,1024 --executors=fused,streamed --accumulate=1,4 --workdir=/tmp/memory
 
-Nothing is trained, and no state is allocated: each step is compiled, and the compiler's analysis read.
-Each case is one line of ``memory.jsonl`` as soon as it is done; interrupted, the same command goes on.
-``table.md`` and ``memory.png`` (memory against computation) are written at the end. Compilation is timed
-with an empty persistent cache; ``--cached`` times it with a full one, too. ``--measure_peak`` runs
+See ``docs/memory.md``. Each case is one line of ``memory.jsonl`` as soon as it is done; interrupted, the same command
+goes on. ``table.md`` and ``memory.png`` (memory against computation) are written at the end. ``--measure_peak`` runs
 steps, each case in a process of its own, for the peak that the device reports (on a CPU: the process's).
 """
 

@@ -5,10 +5,9 @@ r"""Finds the cuts, the executor and the batch size whose step fits a memory bud
     python -m experiments.plan --model='resnet(depth=110)' --rule=dgl --batch_size=1024 --memory=6GiB
     python -m experiments.plan --config=experiments/configs/auglocal_digits.py --memory=20MiB
 
-Every figure is the compiler's own, of the programs that training will run. The fewest blocks that are found
-to fit are chosen, as few cuts cost least in accuracy and computation. ``--config.cuts=auto:6GiB`` does the
-same at the start of a training run. Without a config, images are noise, and ``--examples`` says how many of
-them are on the device; or tokens are, for a language model.
+The fewest blocks that are found to fit are chosen, as few cuts cost least in accuracy and computation. See
+``docs/memory.md``. Without a config, images are noise, and ``--examples`` says how many of them are on the device;
+or tokens are, for a language model.
 """
 
 import shlex

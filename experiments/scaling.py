@@ -4,14 +4,14 @@ r"""What more devices bring: data parallelism, blocks in a pipeline, and backpro
 
     python -m experiments.scaling --model='resnet(depth=32)' --rule=dgl --devices=1,2 --workdir=/tmp/scaling
 
-Batches of an update stay the same; images are random. On a CPU each device is a process with a core of its own, unless
-``JAX_NUM_CPU_DEVICES`` makes several of one process, which share all cores. Contenders take turns; among them are the
-same stages on one device, so that what more devices bring is told from what smaller programs bring. ``scaling.json``, a
-table and a picture go to the workdir, with a simulation of more devices from the times of single blocks and units
-(``--simulate``), which is also held against the measured points.
+Images are random. On a CPU each device is a process with a core of its own, unless ``JAX_NUM_CPU_DEVICES`` makes
+several of one process, which share all cores. Contenders take turns; among them are the same stages on one device, so
+that what more devices bring is told from what smaller programs bring. ``scaling.json``, a table and a picture go to
+the workdir, with a simulation of more devices from the times of single blocks and units.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -22,16 +22,16 @@ from experiments.app.program import required, run
 from experiments.trials.contenders import Spec, built
 from experiments.trials.contest import in_processes, measure, report
 
-_MODEL = flags.DEFINE_string("model", "resnet(depth=32)", "Model, as a call.")
-_RULE = flags.DEFINE_string("rule", "dgl", "Rule, as a call.")
-_CUTS = flags.DEFINE_string("cuts", "all", "Cuts of the rule.")
+flags.DEFINE_string("model", "resnet(depth=32)", "Model, as a call.")
+flags.DEFINE_string("rule", "dgl", "Rule, as a call.")
+flags.DEFINE_string("cuts", "all", "Cuts of the rule.")
 _DEVICES = flags.DEFINE_string("devices", "1,2", "Numbers of devices.")
 _MICROBATCHES = flags.DEFINE_string("microbatches", "4,8", "In how many parts backprop's pipeline takes a batch.")
 _BATCH = flags.DEFINE_integer("batch_size", 128, "Examples of an update.", lower_bound=1)
-_IMAGE = flags.DEFINE_integer("image", 32, "Side of the images.", lower_bound=1)
-_CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each contender.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 8, "Updates in a turn.", lower_bound=1)
+flags.DEFINE_integer("image", 32, "Side of the images.", lower_bound=1)
+flags.DEFINE_integer("classes", 10, "Number of classes.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Turns of each contender.", lower_bound=1)
+flags.DEFINE_integer("steps", 8, "Updates in a turn.", lower_bound=1)
 _SIMULATE = flags.DEFINE_string("simulate", "8,16,32,64,128,256,512,1024", "Numbers of devices to simulate.")
 _BANDWIDTH = flags.DEFINE_float("bandwidth", 0, "GB/s between simulated devices; 0 for what is here.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.")
@@ -49,18 +49,8 @@ def main() -> None:
     for n in {*devices, *microbatches}:
         if _BATCH.value % n:
             raise UserError(f"--batch_size={_BATCH.value} does not split into {n} equal parts")
-    spec = Spec(
-        _MODEL.value,
-        _RULE.value,
-        _CUTS.value,
-        tuple(sorted({1, *devices})),
-        microbatches,
-        _BATCH.value,
-        _IMAGE.value,
-        _CLASSES.value,
-        _ROUNDS.value,
-        _STEPS.value,
-    )
+    given: dict[str, Any] = {field: flags.FLAGS[field].value for field in Spec._fields}
+    spec = Spec(**given | {"devices": tuple(sorted({1, *devices})), "microbatches": microbatches})
     built(spec, spec.rule)  # says what is wrong with them
     workdir = directory(Path(required(_WORKDIR, "a directory for the measurements")))
     if jax.default_backend() == "cpu" and jax.device_count() == 1:

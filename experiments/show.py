@@ -37,7 +37,7 @@ def main() -> None:
     )
     if _SVG.value:
         path = Path(_SVG.value)
-        with saving(path):
+        with saving(f"--svg={path}", kind=UserError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(figures.svg(draw(blocks)))
         print(f"\npicture: {path}")

@@ -7,9 +7,8 @@ r"""Seconds of an update, relative to backprop's, against its memory: the fronti
 
 Cases of one model, batch and dtype take turns with its backprop, eight at a time, so that whatever else the machine
 does falls on all of them; so nine states are in memory together. Their lines of ``speed.jsonl`` are written when the
-eight are done; interrupted, the same command goes on with the next. ``table.md`` and ``frontier.png`` are written
-at the end. A model that reads tokens (``--models='gpt(layers=8)'``) is given random ones, and its speed is in tokens.
-``--against=torch`` has the same steps in plain PyTorch take turns with them.
+eight are done; interrupted, the same command goes on with the next. See ``docs/memory.md``. A model that reads tokens
+(``--models='gpt(layers=8)'``) is given random ones, and its speed is in tokens.
 """
 
 from collections.abc import Callable, Sequence

@@ -237,15 +237,8 @@ def update(
     Where the loss, the squared gradient or the new statistics hold NaN or infinity, no update is made: the block
     keeps its state, so its divergence neither lasts nor reaches others by what they look at.
 
-    Args:
-      block: units and objective.
-      optimizer: the same transformation for every block; its state is the block's.
-      state: of this block.
-      carry: the block's input.
-      batch: the examples.
-      key: of this block and step.
-      dtype: of the computation.
-      axis: as in :func:`gradients`.
+    The transformation ``optimizer`` is the same for every block, its state the block's; other arguments are as in
+    :func:`gradients`.
 
     Returns:
       ``(new state, the block's output, metrics)``. The output was computed before

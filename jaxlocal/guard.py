@@ -18,9 +18,8 @@ def checked(gradient: Any, others: Any) -> tuple[Any, Bool[Array, ""]]:
     leaves, structure = jax.tree.flatten(gradient)
     seen = [jax.lax.optimization_barrier((leaf, jnp.sum(leaf * leaf))) for leaf in leaves]
     squares = [square for _, square in seen] + [jnp.sum(x * x) for x in jax.tree.leaves(others)]
-    return jax.tree.unflatten(structure, [leaf for leaf, _ in seen]), jnp.isfinite(
-        sum(squares)
-    )  # one: quick to compile
+    finite = jnp.isfinite(sum(squares))  # one: quick to compile
+    return jax.tree.unflatten(structure, [leaf for leaf, _ in seen]), finite
 
 
 def changed_if(finite: Bool[Array, ""], change: Callable[[Any, Any], Any], state: Any, by: Any) -> Any:

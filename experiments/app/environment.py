@@ -15,14 +15,11 @@ import jaxlocal
 def environment() -> dict[str, str]:
     """Versions, a checksum of the library's files, and device, for the record."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {
+    device = jax.devices()[0]
+    return {
         "python": platform.python_version(),
         "jaxlocal": jaxlocal.__version__,
         **{name: metadata.version(name) for name in packages},
-    }
-    device = jax.devices()[0]
-    return {
-        **versions,
         "code": _checksum_of_library(),
         "device": device.device_kind,
         "platform": device.platform,

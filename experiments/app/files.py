@@ -11,14 +11,14 @@ from experiments.app.errors import NotSavedError, UserError
 
 
 @contextlib.contextmanager
-def saving(where: Path, hint: str = "") -> Iterator[None]:
+def saving(where: Path | str, hint: str = "", kind: type[UserError] = NotSavedError) -> Iterator[None]:
     """Errors raised in here are about writing to ``where``; but for a reader of the output that went away."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise NotSavedError(f"{where} cannot be written: {error.strerror or error}{hint}") from error
+        raise kind(f"{where} cannot be written: {error.strerror or error}{hint}") from error
 
 
 def directory(path: Path) -> Path:
@@ -27,10 +27,8 @@ def directory(path: Path) -> Path:
     Raises:
       UserError: if it cannot be.
     """
-    try:
+    with saving(f"workdir {path}", kind=UserError):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {path} cannot be written: {error.strerror}") from error
     return path
 
 

@@ -1,1 +1,1 @@
-"""Configs: what to train, how, and what was seen when it was."""
+"""Recipes: each file has a ``get_config(mode)``; ``mode`` is empty, or ``smoke`` for a run of seconds."""

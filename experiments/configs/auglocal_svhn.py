@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
     config.dataset = "svhn_cropped"
     config.rule = ConfigDict({"name": "auglocal", "depth": 2, "tau": 0.5})

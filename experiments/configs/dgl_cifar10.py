@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
     config.rule = ConfigDict({"name": "dgl", "width": 1.0})
     config.evidence = common.evidence(

@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.mnist()
     config.rule = ConfigDict({"name": "drtp"})
     config.evidence = common.evidence(

@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
     config.rule = ConfigDict(
         {"name": "infopro", "reconstruction": (5.0, 0.2), "label": (0.05, 0.5), "contrast": False, "width": 1.0}

@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.cifar10()
     config.rule = ConfigDict({"name": "man", "rule": {"name": "dgl", "width": 1.0}, "decay": 0.995})
     config.cuts = "2,3,4,5,6,7,8,9,10,11,12,13,14,15"  # the stem joined to the first unit, as in the paper

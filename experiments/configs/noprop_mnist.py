@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.noprop()
     config.evidence = common.evidence(
         "noprop_mnist.py",

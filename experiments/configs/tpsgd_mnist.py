@@ -6,7 +6,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.mnist()
     config.rule = ConfigDict({"name": "tpsgd", "distance": "squared", "bound": 3.0})
     config.evidence = common.evidence(

@@ -9,7 +9,6 @@ from experiments.configs import common
 
 
 def get_config(mode: str = "") -> ConfigDict:
-    """Returns the config; ``mode`` is empty or ``smoke``."""
     config = common.mnist_conv()
     config.dataset = "rotated_45_mnist"
     config.start_from = "" if mode == "smoke" else "runs/tpsgd_mnist_conv"

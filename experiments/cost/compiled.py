@@ -66,7 +66,7 @@ def resident_bytes(experiment: Experiment, batch: Any) -> int:
 
 def lowered_flops(experiment: Experiment) -> float:
     """Floating-point operations per example of the step before it is compiled: quick, and near enough to compare."""
-    programs = experiment.programs()
+    programs = experiment.executor.programs(*experiment.abstract())
     return sum(program.times * program.flops() for program in programs) / experiment.examples_of_a_device
 
 
@@ -89,13 +89,7 @@ class UnitCost(NamedTuple):
 
 
 class BlockCost(NamedTuple):
-    """A block's update as a program of its own.
-
-    Attributes:
-      temporaries: bytes.
-      units: floating-point operations per example, of the update without the head.
-      head: likewise, of the head.
-    """
+    """A block's update as a program of its own; in the units of :class:`UnitCost`."""
 
     temporaries: int
     units: float
@@ -109,8 +103,8 @@ def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
       experiment: of any rule on the same network.
       cutter: which knows the heads.
     """
-    b, optimizer = experiment.config.batch_size, optax.sgd(0.1)  # one, so that equals are traced once
-    batch = experiment.dataset.example(b)
+    optimizer = optax.sgd(0.1)  # one, so that equals are traced once
+    batch = experiment.dataset.example(experiment.config.batch_size)
     carry: Carry = batch.input
     found: list[UnitCost] = []
     known: dict[Any, tuple[UnitCost, Carry]] = {}  # by structure: what it costs, and its output
@@ -119,12 +113,8 @@ def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
         block = Block((unit,), head._replace(sync=no_sync), cutter.remat)
         same = (block, carry.shape, carry.dtype)
         if same not in known:
-            both_of = (block, block._replace(objective=_NO_HEAD))
-            whole, bare = (_alone(x, carry, batch, experiment.dtype, optimizer) for x in both_of)
-            of, own = cost_of([whole], b, _known), bare.flops() / b
-            out = abstract(whole.lowered.out_info[1])
-            cost = UnitCost(type(unit).__name__, out.shape[1:], of.temporaries, own, of.flops - own)
-            known[same] = cost, out
+            cost, out = _cost(block, carry, batch, experiment.dtype, optimizer)
+            known[same] = UnitCost(type(unit).__name__, out.shape[1:], *cost), abstract(out)
         found.append(known[same][0])
         carry = known[same][1]
     return tuple(found)
@@ -135,27 +125,30 @@ def block_costs(experiment: Experiment) -> tuple[BlockCost, ...]:
 
     What a block looks at of the next one (MAN) is left out.
     """
-    b = experiment.config.batch_size
-    batch, key = experiment.dataset.example(b), jax.random.key(0)
+    batch, key = experiment.dataset.example(experiment.config.batch_size), jax.random.key(0)
     found: list[BlockCost] = []
     carry: Carry = None
     for i, block in enumerate(experiment.blocks):
-        feed = functools.partial(experiment.feed, i, train=True)
-        carry = jax.eval_shape(feed, carry, batch, key)
+        carry = jax.eval_shape(functools.partial(experiment.feed, i, train=True), carry, batch, key)
         block = block._replace(objective=block.objective._replace(sync=no_sync))
-        both_of = (block, block._replace(objective=_NO_HEAD))
-        whole, bare = (_alone(x, carry, batch, experiment.dtype, experiment.optimizer) for x in both_of)
-        of, own = cost_of([whole], b, _known), bare.flops() / b
-        found.append(BlockCost(of.temporaries, own, of.flops - own))
-        carry = whole.lowered.out_info[1]
+        cost, carry = _cost(block, carry, batch, experiment.dtype, experiment.optimizer)
+        found.append(cost)
     return tuple(found)
 
 
-def _alone(block: Block, carry: Carry, batch: Any, dtype: Any, optimizer: optax.GradientTransformation) -> Program:
-    """The update of a block as the first of a network, on inputs like ``carry``."""
+def _cost(
+    block: Block, carry: Carry, batch: Any, dtype: Any, optimizer: optax.GradientTransformation
+) -> tuple[BlockCost, Any]:
+    """What the update of a block takes as the first of a network, on inputs like ``carry``; and what it puts out."""
     fed = batch._replace(input=carry)
-    executor = streamed((block,), chain(), optimizer, dtype=dtype)
-    return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
+
+    def program(block: Block) -> Program:
+        executor = streamed((block,), chain(), optimizer, dtype=dtype)
+        return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
+
+    whole, b = program(block), batch.label.shape[0]
+    of, own = cost_of([whole], b, _known), program(block._replace(objective=_NO_HEAD)).flops() / b
+    return BlockCost(of.temporaries, own, of.flops - own), whole.lowered.out_info[1]
 
 
 def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:

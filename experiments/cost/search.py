@@ -64,7 +64,8 @@ def search(
         """With so many blocks, the first executor that fits, else the one of least memory."""
         nonlocal ratio
         with user_input(f"rule {config.rule.name}"):
-            cuts, found = written(cutter.cut(costs, num_blocks)), list[Measured]()
+            cuts = ",".join(map(str, cutter.cut(costs, num_blocks))) or "even:1"
+        found: list[Measured] = []
         for executor in executors:
             found.append(measure(build(changed(config, cuts=cuts, executor=executor), dataset)))
             say(f"{found[-1].blocks}, {executor}: {_total(found[-1]) / MIB:,.1f} MiB")
@@ -146,11 +147,6 @@ def cutter_of(config: ConfigDict, dataset: data.Input) -> tuple[Experiment, Cutt
     rule = make_rule(config.rule)
     with user_input(f"rule {config.rule.name}"):
         return whole, Cutter(whole.network.units, rule, whole.task)
-
-
-def written(cuts: Sequence[int]) -> str:
-    """Cuts as a config has them."""
-    return ",".join(map(str, cuts)) or "even:1"
 
 
 def widened(experiment: Experiment, flops: float) -> Experiment:

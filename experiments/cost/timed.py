@@ -50,7 +50,9 @@ def turns(
     """
     some = next(iter(experiments.values()))
     resident = some.dataset.resident(some.placement)
-    runners = {name: _runner(of, resident) for name, of in experiments.items()} | dict(beside or {})
+    runners = {
+        name: timed(repeated(of.executor.step, of.init(), of.data_of(0, resident))) for name, of in experiments.items()
+    } | dict(beside or {})
     update = {name: experiments[name].config.accumulate if name in experiments else 1 for name in runners}  # in steps
     steps = {}
     for name, runner in runners.items():
@@ -81,8 +83,8 @@ def repeated(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, data: Any)
     return turn
 
 
-def _runner(experiment: Experiment, resident: Any) -> Runner:
-    turn = repeated(experiment.executor.step, experiment.init(), experiment.data_of(0, resident))
+def timed(turn: Callable[[int], None]) -> Runner:
+    """What makes so many steps, with a clock."""
 
     def run(steps: int) -> float:
         began = time.perf_counter()

@@ -186,18 +186,10 @@ def embedded(text: str) -> str:
         raise ValueError("it is no SVG")
     for element in elements:
         kind = element.tag.rpartition("}")[2]
-        names = [name.rpartition("}")[2] for name in element.attrib]
-        outward = [
-            x
-            for name, x in element.attrib.items()
-            if name.endswith("href") and not x.startswith(("#", "data:image/png"))
-        ]
-        if (
-            kind in ("script", "foreignObject", "iframe", "a")
-            or any(name.startswith("on") for name in names)
-            or outward
-            or (kind == "style" and re.search(r"@import|url\(", element.text or ""))
-        ):
+        given = [(name.rpartition("}")[2], x) for name, x in element.attrib.items()]
+        acts = kind in ("script", "foreignObject", "iframe", "a") or any(name.startswith("on") for name, _ in given)
+        loads = any(name.endswith("href") and not x.startswith(("#", "data:image/png")) for name, x in given)
+        if acts or loads or (kind == "style" and re.search(r"@import|url\(", element.text or "")):
             raise ValueError(f"its element {kind} could act on the page")
     own = rf"\1p{zlib.crc32(text.encode()):08x}-"
     return re.sub(r'(\bid="|href="#|url\(#)', own, text[text.index("<svg") :])

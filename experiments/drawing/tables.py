@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     ruler = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
     return "\n".join([lines[0], ruler, *lines[1:]])
+
+
+def titled(rows: Sequence[Mapping[str, str]]) -> str:
+    """Likewise, of rows that have the same columns: cells by the titles."""
+    return aligned([tuple(rows[0]), *(tuple(row.values()) for row in rows)])
 
 
 def spread(values: Sequence[float] | np.ndarray, form: str = ".2f") -> str:

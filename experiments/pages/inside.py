@@ -66,13 +66,9 @@ def first_batch(run: Trained, split: str, size: int) -> Batch:
 
 
 def look(workdir: Path, run: Trained, examples: int = 512, probed: int = 5000) -> Looked:
-    """Everything that is seen of a run alone.
+    """Everything that is seen of a run of one seed alone: ``grams`` of so many test ``examples``.
 
-    Args:
-      workdir: of the run.
-      run: of one seed.
-      examples: of the test split, that ``grams`` are of.
-      probed: training examples that probes are fitted to, at most.
+    Probes are fitted to ``probed`` training examples at most.
 
     Raises:
       UserError: if the run is on a text.

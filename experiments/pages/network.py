@@ -209,9 +209,8 @@ def draw(blocks: Sequence[Shown]) -> Figure:
         for k, (_, values, unit_of, form) in enumerate(bars):
             most = max(sum(pair) for pair in values) or 1
             left = x_bars + 2.4 * k
-            for part_of, colour in zip(
-                values[i], ("0.65",) if len(values[i]) == 1 else ("#6f9bd1", "#e0a25b"), strict=True
-            ):
+            colours = ("0.65",) if len(values[i]) == 1 else ("#6f9bd1", "#e0a25b")
+            for part_of, colour in zip(values[i], colours, strict=True):
                 ax.barh(middle, part_of / most, 0.5, left, color=colour)
                 left += part_of / most
             ax.text(left + 0.05, middle, format(sum(values[i]) / unit_of, form), va="center", fontsize=7)

@@ -96,15 +96,7 @@ def starts(
 ) -> tuple[int, ...]:
     """The first block of each stage but stage 0, so that the slowest stage is as fast as possible.
 
-    Blocks are timed on one device, unless there is no choice.
-
-    Args:
-      where: each stage is.
-      blocks: of the network.
-      feed: of the rule.
-      optimizer: of every block.
-      example: what a device's part of a batch looks like.
-      dtype: of the computation.
+    Blocks are timed on one device, unless there is no choice; ``example`` is what its part of a batch is like.
     """
     if len(where) in (1, len(blocks)):
         return tuple(range(1, len(where)))

@@ -15,7 +15,7 @@ from experiments.app import processes
 from experiments.app.errors import UserError, user_input
 from jaxlocal import data
 from jaxlocal.block import Block, BlockState
-from jaxlocal.executors import BlockMetrics, Executor, Placement, Program, TrainState
+from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network
 from jaxlocal.task import Task
@@ -107,10 +107,6 @@ class Experiment(NamedTuple):
         step, key = processes.everywhere((state.step, state.key))
         return TrainState(step, key, self.executor.gather(state.blocks))
 
-    def is_logged(self, step: int) -> bool:
-        """Whether the metrics of a step, counted from 1, make a line."""
-        return step % self.log_every == 0 or step == self.num_steps
-
     def abstract(self) -> tuple[TrainState, Any]:
         """Shapes and dtypes of the state and of a step's data."""
         shape: tuple[int, ...] = (self.config.batch_size,)
@@ -119,10 +115,6 @@ class Experiment(NamedTuple):
             shape = (width, self.config.batch_size // width)
         seeds = self.config.seeds
         return jax.eval_shape(self.init), self.dataset.abstract(shape if seeds == 1 else (seeds, *shape))
-
-    def programs(self) -> Sequence[Program]:
-        """Those of a step, lowered; nothing is in memory."""
-        return self.executor.programs(*self.abstract())
 
     @property
     def examples_of_a_device(self) -> int:

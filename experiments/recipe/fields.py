@@ -129,11 +129,8 @@ def parse_duration(text: str, field: str = "duration") -> tuple[float, bool]:
     Raises:
       UserError: if it is neither, or not positive.
     """
-    match = re.fullmatch(r"([0-9.]+) *(epoch|step)s?", text)
-    try:
-        number = float(match[1]) if match else 0.0
-    except ValueError:
-        number = 0.0
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *(epoch|step)s?", text)
+    number = float(match[1]) if match else 0.0
     if not match or not 0 < number < 2**63:
         raise UserError(f"{field} {text!r}: write a positive number of epochs or steps, as '400 epochs'")
     return number, match[2] == "epoch"

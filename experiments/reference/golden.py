@@ -31,10 +31,6 @@ class Built(NamedTuple):
     batch: Batch
 
 
-def _auglocal(golden: Mapping[str, Any]) -> Rule:
-    return rules.auglocal(golden["aux_net_depth"], golden["pyramid_coeff"] if golden["pyramid"] else 0.0)
-
-
 def _predsim(golden: Mapping[str, Any]) -> Rule:
     (similarity, last_s), (prediction, last_p) = golden["extra_loss_weight_first_last"], golden["ce_weight_first_last"]
     if (similarity, prediction) != (last_s, last_p):
@@ -76,7 +72,9 @@ def _man(base: Callable[[Mapping[str, Any]], Rule], *, scale: bool = False) -> C
 RULES: Mapping[str, Callable[[Mapping[str, Any]], Rule]] = {
     "BP": lambda golden: rules.backprop(),
     "DGL": lambda golden: rules.dgl(),
-    "AugLocal": _auglocal,
+    "AugLocal": lambda golden: rules.auglocal(
+        golden["aux_net_depth"], golden["pyramid_coeff"] if golden["pyramid"] else 0.0
+    ),
     "PredSim": _predsim,
     "InfoPro": _infopro,
     "MAN on InfoPro": _man(_infopro_under_man),

@@ -22,15 +22,11 @@ from jaxlocal.objective import Batch, Carry
 from jaxlocal.variables import Variables
 
 TOLERANCE = 1e-6
-
-
 MOMENTUM = 0.1  # PyTorch's: the weight of the new statistic
-
 
 # A tensor whose gradient is zero in exact arithmetic (a bias before batch norm) has rounding
 # noise for a reference: its error counts relative to this much of the file's largest norm.
 NOISE_FLOOR = 1e-8
-
 
 # What a rule calls a loss term, and what the files do.
 TERMS = {"similarity": "extra", "reconstruction": "extra", "prediction": "ce", "label": "ce", "loss": "ce"}
@@ -121,9 +117,8 @@ def compare(golden: Mapping[str, Any]) -> dict[str, Any]:
     assert out is not None
     logits = np.asarray(golden["logits"])
     ours = np.asarray(out.logits)
-    ours = (
-        ours[0, : len(logits), : len(logits[0])] if ours.ndim == 3 else ours
-    )  # of a text, some of the first example's
+    if ours.ndim == 3:  # of a text, some of the first example's
+        ours = ours[0, : len(logits), : len(logits[0])]
     result = {
         "losses": float(np.max(np.abs(np.divide(losses, expected_losses(golden)) - 1))),
         "logits": float(np.max(np.abs(ours - logits)) / np.max(np.abs(logits))),

@@ -188,10 +188,8 @@ def _with_damaged_metrics(directory: Path) -> dict[int, UserError]:
     for path in directory.glob("*/metrics/metrics"):
         try:
             metrics = json.loads(path.read_bytes())
-            if not isinstance(metrics, dict) or [type(metrics.get(key)) for key in ("accuracy", "crc32")] != [
-                float,
-                int,
-            ]:
+            kinds = [type(metrics.get(key)) for key in ("accuracy", "crc32")] if isinstance(metrics, dict) else []
+            if kinds != [float, int]:
                 raise ValueError("they have no numbers 'accuracy' and 'crc32'")
         except (OSError, ValueError) as error:
             checkpoint = path.parent.parent
@@ -242,9 +240,13 @@ def checksum(state: TrainState) -> int:
     """CRC-32 of all tensors of a state, in the order of its tree."""
     crc = 0
     for leaf in jax.tree.leaves(state):
-        plain = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        crc = zlib.crc32(np.ascontiguousarray(plain).data, crc)
+        crc = zlib.crc32(np.ascontiguousarray(plain(leaf)).data, crc)
     return crc
+
+
+def plain(x: Any) -> np.ndarray:
+    """An array, or the numbers of a key, off the device."""
+    return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
 
 
 def _checksum(state: TrainState, accuracy: float) -> int:

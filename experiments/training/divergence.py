@@ -18,6 +18,7 @@ from experiments.app import processes
 from experiments.app.errors import DIVERGED, GOES_ON, UserError
 from experiments.app.files import saving, write_json
 from experiments.recipe.experiment import Experiment
+from experiments.training.checkpoint import plain
 from jaxlocal import data
 from jaxlocal.executors import ONE_DEVICE, BlockMetrics, TrainState
 
@@ -71,18 +72,16 @@ class Watch:
         path = self._save(step, seeds, state)
         terms = ", ".join(f"{name}={x:.4g}" for name, x in seeds[seed][block].items() if name != "finite")
         others = sorted({other for other, _ in diverged} - {block})
-        after = f"; so did {_list(others)} at this step" if others else ""
+        named = f"block{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+        after = f"; so did {named} at this step" if others else ""
         of_seed = f" of seed {self._config.seed + seed}" if self._config.seeds > 1 else ""
         what = (
             f"block {block}{of_seed} diverged at step {step} ({terms}){after}; the update was not made, and {path} has "
             "state, batch and keys"
         )
         if self._config.on_divergence != "skip":
-            other = (
-                ""
-                if self._config.on_divergence == "rollback"
-                else (", or go on here with --config.on_divergence=skip or rollback")
-            )
+            other = ", or go on here with --config.on_divergence=skip or rollback"
+            other = "" if self._config.on_divergence == "rollback" else other
             raise DivergedError(f"{what}: lower the learning rate in another --workdir{other}")
         print(f"warning: {what}; on_divergence=skip goes on", file=sys.stderr, flush=True)
 
@@ -94,10 +93,9 @@ class Watch:
             return path
         here = self._experiment._replace(placement=ONE_DEVICE)
         batch = data.decoded(here.data_of(step - 1))
-        fold = jax.random.fold_in if len(here.seeds) == 1 else jax.vmap(jax.random.fold_in, (0, None))
-        tree = {"state": state, "batch": batch._asdict(), "key_of_step": fold(state.key, step - 1)}
+        tree = {"state": state, "batch": batch._asdict(), "key_of_step": _folded(state.key, step - 1)}
         arrays = {
-            jax.tree_util.keystr(at, simple=True, separator="/"): _plain(x)
+            jax.tree_util.keystr(at, simple=True, separator="/"): plain(x)
             for at, x in jax.tree_util.tree_leaves_with_path(tree)
         }
         about = {
@@ -116,8 +114,12 @@ class Watch:
 
 def with_other_key(state: TrainState) -> TrainState:
     """The same state, which goes on with other random numbers: of augmentation, dropout and noise."""
-    fold = jax.random.fold_in if state.key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))
-    return TrainState(state.step, fold(state.key, _OTHER), state.blocks)
+    return TrainState(state.step, _folded(state.key, _OTHER), state.blocks)
+
+
+def _folded(key: Any, data: Any) -> Any:
+    """Of one seed, or of several along the leading axis."""
+    return (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, data)
 
 
 def _stacked(values: Sequence[Any]) -> Any:
@@ -125,11 +127,3 @@ def _stacked(values: Sequence[Any]) -> Any:
     if isinstance(values[0], jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((len(values), *values[0].shape), values[0].dtype)
     return np.stack(jax.device_get(list(values)))
-
-
-def _plain(x: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-
-
-def _list(blocks: Sequence[int]) -> str:
-    return f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"

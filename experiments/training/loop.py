@@ -121,7 +121,8 @@ def _loop(
 
     def look(until: int, *, anyway: bool = False) -> bool:
         """Looks at the steps up to ``until``, logs what is due of them, and says whether there was anything."""
-        due = [step for step, _ in under_way if step <= until and experiment.is_logged(step)]
+        logged = (step for step, _ in under_way if step % experiment.log_every == 0 or step == experiment.num_steps)
+        due = [step for step in logged if step <= until]
         if processes.alone() or due or anyway:
             done = [under_way.popleft() for _ in range(sum(step <= until for step, _ in under_way))]
             watch.look(done, state)

@@ -47,7 +47,7 @@ def claimed(
     with _locked(workdir):
         check(workdir, config)  # again: it may have been another's until now
         if holds_run(workdir):
-            held = _read(workdir)
+            held = load_record(workdir)
             _check_data(workdir, held.get("about", {}).get("data"), about.get("data"))
             before, now = held.get("environment", {}).get("code"), environment.get("code")
             if processes.first() and None not in (before, now) and before != now:
@@ -93,7 +93,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """
     if not holds_run(workdir):
         return
-    both = (_read(workdir)["config"], json.loads(json.dumps(config.to_dict())))
+    both = (load_record(workdir)["config"], json.loads(json.dumps(config.to_dict())))
     theirs, ours = ({k: v for k, v in c.items() if k not in _FREE} for c in both)
     if differing := _differences(theirs, ours):
         field, old, new = differing[0]
@@ -132,21 +132,17 @@ def load_config(workdir: Path) -> ConfigDict:
     Raises:
       UserError: if there is no run in the directory, or what it holds is no config.
     """
-    content = _read(workdir)["config"]
+    content = load_record(workdir)["config"]
     with user_input(str(workdir / _FILE)):
         return ConfigDict(content)
 
 
-def load_record(workdir: Path) -> Mapping[str, Any]:
+def load_record(workdir: Path) -> dict[str, Any]:
     """What a run's ``config.json`` holds: ``config``, ``about`` and ``environment``.
 
     Raises:
-      UserError: if there is no run in the directory.
+      UserError: if there is no run in the directory, or the file is damaged.
     """
-    return _read(workdir)
-
-
-def _read(workdir: Path) -> dict[str, Any]:
     path = workdir / _FILE
     try:
         content = json.loads(path.read_text())

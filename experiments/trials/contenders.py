@@ -87,7 +87,7 @@ def made(
     """What competes on ``n`` devices, and the same stages on one."""
     devices = jax.devices()[:n]
     single = [OneDevice(device) for device in devices]
-    units = np.add(profile.forward, profile.backward).tolist()
+    units = profile.units
     contenders = []
 
     def contend(name: str, placements: Sequence[Placement], turn: Callable[[], Turn], simulated: float) -> None:

@@ -20,11 +20,12 @@ from experiments.app.files import write_json
 from experiments.app.program import cache_compilations
 from experiments.cost.timed import Runner, take_turns
 from experiments.drawing import figures
-from experiments.drawing.tables import aligned
+from experiments.drawing.tables import titled
 from experiments.recipe import noise
 from experiments.training.metrics import counted, metrics_of
 from experiments.trials.contenders import Contender, Spec, built, made, measure_profile
 from experiments.trials.simulator import Profile, Rate, best_of_backprop, best_of_blocks, data_parallel
+from jaxlocal.executors import MIB
 
 
 def measure(spec: Spec) -> dict[str, Any]:
@@ -118,29 +119,29 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
     batch, rate, in_a_batch = found["spec"]["batch_size"], found["rate"], found["counted"]
     measured = found["measured"]
     alone = {of["name"]: of for of in measured if of["devices"] == 1}
-    rows: list[Sequence[str]] = [("contender", "devices", rate, "÷ best on one", "÷ same on one", "simulated")]
+    rows = []
     for of in measured:
         same = alone[max((name for name in alone if of["name"].startswith(name)), key=len)]
         rule = "backprop" if of["name"].startswith("backprop") else found["spec"]["rule"]
         best = min(one["seconds"] for name, one in alone.items() if name.startswith(rule))
         rows.append(
-            (
-                of["name"],
-                str(of["devices"]),
-                f"{in_a_batch / of['seconds']:,.1f}",
-                f"{best / of['seconds']:.2f}",
-                f"{same['seconds'] / of['seconds']:.2f}",
-                f"{same['simulated'] / of['simulated']:.2f}",
-            )
+            {
+                "contender": of["name"],
+                "devices": str(of["devices"]),
+                rate: f"{in_a_batch / of['seconds']:,.1f}",
+                "÷ best on one": f"{best / of['seconds']:.2f}",
+                "÷ same on one": f"{same['seconds'] / of['seconds']:.2f}",
+                "simulated": f"{same['simulated'] / of['simulated']:.2f}",
+            }
         )
-    text = [aligned(rows), ""]
+    text = [titled(rows), ""]
     profile = Profile(**found["profile"])
     profile = profile._replace(bandwidth=bandwidth or profile.bandwidth)
     curves: dict[str, list[tuple[int, float]]] = {}
     if simulate and math.isfinite(profile.bandwidth):
         table, curves = simulated_rows(found, profile, simulate)
         between = f"{profile.bandwidth / 1e9:,.2f} GB/s between devices, every device with a batch of {batch}"
-        text += [f"Simulated, {between}:", "", aligned(table), ""]
+        text += [f"Simulated, {between}:", "", titled(table), ""]
     (workdir / "table.md").write_text("\n".join(text))
     print("\n" + "\n".join(text))
     figures.scaling(curves, workdir / "scaling.png")
@@ -149,34 +150,19 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
 
 def simulated_rows(
     found: dict[str, Any], profile: Profile, simulate: Sequence[int]
-) -> tuple[list[Sequence[str]], dict[str, list[tuple[int, float]]]]:
+) -> tuple[list[dict[str, str]], dict[str, list[tuple[int, float]]]]:
     """A table of more devices, and its speed-ups over one device of the same, for a picture."""
-    spec, units = found["spec"], [a + b for a, b in zip(profile.forward, profile.backward, strict=True)]
+    spec = found["spec"]
     most = max(spec["microbatches"], default=1)
-    blocks, backprop = sum(profile.blocks), sum(units)
+    blocks, backprop = sum(profile.blocks), sum(profile.units)
+    of_blocks, of_units = sum(profile.block_parameters), sum(profile.unit_parameters)
     ways: dict[str, tuple[float, Callable[[int], Rate]]] = {
         f"{spec['rule']}, stages x parts of the batch": (blocks, lambda n: best_of_blocks(profile, n)),
-        f"{spec['rule']}, data parallel": (
-            blocks,
-            lambda n: data_parallel(blocks, sum(profile.block_parameters), n, profile.bandwidth),
-        ),
-        "backprop, data parallel": (
-            backprop,
-            lambda n: data_parallel(backprop, sum(profile.unit_parameters), n, profile.bandwidth),
-        ),
+        f"{spec['rule']}, data parallel": (blocks, lambda n: data_parallel(blocks, of_blocks, n, profile.bandwidth)),
+        "backprop, data parallel": (backprop, lambda n: data_parallel(backprop, of_units, n, profile.bandwidth)),
         f"backprop, stages x parts, {most} microbatches": (backprop, lambda n: best_of_backprop(profile, n, most)),
     }
-    rows: list[Sequence[str]] = [
-        (
-            "devices",
-            "contender",
-            "stages x parts",
-            found["rate"],
-            "÷ one device",
-            "utilisation",
-            "MiB sent / device and update",
-        )
-    ]
+    rows = []
     curves: dict[str, list[tuple[int, float]]] = {name: [(1, 1.0)] for name in ways}
     for n in simulate:
         for name, (one, layout) in ways.items():
@@ -185,14 +171,14 @@ def simulated_rows(
             speed_up = parts_of_batch * one / rate.seconds
             curves[name].append((n, speed_up))
             rows.append(
-                (
-                    str(n),
-                    name,
-                    f"{rate.stages} x {parts_of_batch}",
-                    f"{parts_of_batch * found['counted'] / rate.seconds:,.0f}",
-                    f"{speed_up:,.1f}",
-                    f"{rate.utilisation:.2f}",
-                    f"{rate.sent / 2**20:,.1f}",
-                )
+                {
+                    "devices": str(n),
+                    "contender": name,
+                    "stages x parts": f"{rate.stages} x {parts_of_batch}",
+                    found["rate"]: f"{parts_of_batch * found['counted'] / rate.seconds:,.0f}",
+                    "÷ one device": f"{speed_up:,.1f}",
+                    "utilisation": f"{rate.utilisation:.2f}",
+                    "MiB sent / device and update": f"{rate.sent / MIB:,.1f}",
+                }
             )
     return rows, curves

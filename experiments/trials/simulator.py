@@ -1,6 +1,6 @@
 """What many devices would make of measured times: a simulation of pipelines, event by event."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -29,6 +29,11 @@ class Profile(NamedTuple):
     unit_parameters: list[int]
     unit_outputs: list[int]
     bandwidth: float
+
+    @property
+    def units(self) -> list[float]:
+        """Seconds of each unit, forward and backward."""
+        return [a + b for a, b in zip(self.forward, self.backward, strict=True)]
 
 
 class Rate(NamedTuple):
@@ -106,19 +111,17 @@ def model_parallel(profile: Profile, starts: Sequence[int], microbatches: int = 
 
 def best_of_blocks(profile: Profile, devices: int) -> Rate:
     """The grid of stages and parts of the batch with most throughput; every device has a batch of its own."""
-    numbers = [n for n in range(1, len(profile.blocks) + 1) if devices % n == 0]
-    return _best((block_parallel(profile, cut_balanced(profile.blocks, n), devices // n) for n in numbers), devices)
+    return _best(profile.blocks, devices, lambda starts, width: block_parallel(profile, starts, width))
 
 
 def best_of_backprop(profile: Profile, devices: int, microbatches: int) -> Rate:
     """Likewise, of backprop in stages."""
-    costs = [a + b for a, b in zip(profile.forward, profile.backward, strict=True)]
+    return _best(profile.units, devices, lambda starts, width: model_parallel(profile, starts, microbatches, width))
+
+
+def _best(costs: Sequence[float], devices: int, layout: Callable[[Sequence[int], int], Rate]) -> Rate:
     numbers = [n for n in range(1, len(costs) + 1) if devices % n == 0]
-    rates = (model_parallel(profile, cut_balanced(costs, n), microbatches, devices // n) for n in numbers)
-    return _best(rates, devices)
-
-
-def _best(rates: Iterable[Rate], devices: int) -> Rate:
+    rates = (layout(cut_balanced(costs, n), devices // n) for n in numbers)
     return max(rates, key=lambda rate: devices // rate.stages / rate.seconds)
 
 

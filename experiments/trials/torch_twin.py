@@ -5,11 +5,11 @@ AugLocal. It has as many parameters, and the same losses on the same weights (a 
 batch that stays, without augmentation, which our step does as well.
 """
 
+import functools
 import inspect
 import math
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.app.calls import parse_call
 from experiments.app.errors import UserError
+from experiments.cost.timed import Runner, timed
 from experiments.trials.cases import Case
 from jaxlocal.heads import Classifier, ConvMlp, Units
 from jaxlocal.models.resnet import BasicBlock, Stem
@@ -80,7 +81,7 @@ def has_twin(case: Case) -> bool:
     return plain and model["name"] == "resnet" and rule["name"] in RULES
 
 
-def steps(case: Case, network: Network, parameters: int) -> dict[str, Callable[[int], float]]:
+def steps(case: Case, network: Network, parameters: int) -> dict[str, Runner]:
     """For each layout, what takes so many steps and returns the seconds.
 
     Args:
@@ -97,14 +98,9 @@ def steps(case: Case, network: Network, parameters: int) -> dict[str, Callable[[
     image = torch.tensor(rng.standard_normal((case.batch_size, 3, case.image, case.image)), dtype=torch.float32)
     label = torch.tensor(rng.integers(case.classes, size=case.batch_size))
 
-    def timed(twin: Twin, image: Any) -> Callable[[int], float]:
-        def run(number: int) -> float:
-            began = time.perf_counter()
-            for _ in range(number):
-                twin.step(image, label)
-            return time.perf_counter() - began
-
-        return run
+    def turn(twin: Twin, image: Any, number: int) -> None:
+        for _ in range(number):
+            twin.step(image, label)
 
     found = {}
     for layout in LAYOUTS:
@@ -112,7 +108,7 @@ def steps(case: Case, network: Network, parameters: int) -> dict[str, Callable[[
         twin = twin_of(case, network, memory_format)
         if twin.parameters != parameters:
             raise ValueError(f"{case.label()} has {parameters} parameters, its twin in PyTorch {twin.parameters}")
-        found[layout] = timed(twin, image.to(memory_format=memory_format))
+        found[layout] = timed(functools.partial(turn, twin, image.to(memory_format=memory_format)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""How far local gradients point where the end-to-end gradient does."""
+"""How far local gradients point where the end-to-end gradient does. States are of one seed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,15 +20,7 @@ from jaxlocal.variables import cast, cast_floating, split
 def local_gradients(
     blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any
 ) -> tuple[Any, ...]:
-    """What each block's next step learns from: the gradient of its own loss, for its units alone, without the head.
-
-    Args:
-      blocks: of the network.
-      feed: of the rule.
-      state: of one seed.
-      batch: the examples.
-      dtype: of the computation.
-    """
+    """What each block's next step learns from: the gradient of its own loss, for its units alone, without the head."""
     keys = step_keys(state.key, state.step, len(blocks)).blocks
     found, carry = [], None
     for i, (block, own) in enumerate(zip(blocks, state.blocks, strict=True)):
@@ -44,16 +36,7 @@ def end_to_end_gradients(
 ) -> tuple[Any, ...]:
     """The gradient of the loss at the last exit for the units of every block, as if nothing were isolated.
 
-    The randomness is that of :func:`local_gradients`.
-
-    Args:
-      blocks: of the network.
-      feed: of the rule.
-      state: of one seed.
-      batch: the examples.
-      dtype: of the computation.
-      loss: ``(logits, labels) -> [b]``, of the classes that the last block predicts; if it predicts none,
-        gradients are zero.
+    The randomness is that of :func:`local_gradients`. Where the last block predicts no classes, gradients are zero.
     """
     keys = step_keys(state.key, state.step, len(blocks)).blocks
 
@@ -91,16 +74,8 @@ def alignment(
 ) -> Float[Array, "K"]:
     """The cosine between each block's local gradient and the end-to-end gradient of the same units.
 
-    It is 1 for a last block that minimises this very loss, and so for backprop. It is NaN where no gradient goes
+    It is 1 for a last block that minimises this very ``loss``, and so for backprop. It is NaN where no gradient goes
     from the last exit to a block, as under NoProp.
-
-    Args:
-      blocks: of the network.
-      feed: of the rule.
-      state: of one seed.
-      batch: the examples.
-      dtype: of the computation.
-      loss: of the last exit, as in :func:`end_to_end_gradients`.
     """
     local = local_gradients(blocks, feed, state, batch, dtype=dtype)
     whole = end_to_end_gradients(blocks, feed, state, batch, dtype=dtype, loss=loss)

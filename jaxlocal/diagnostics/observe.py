@@ -29,14 +29,8 @@ class Observed(NamedTuple):
 def observe(blocks: Sequence[Block], feed: Feed, state: TrainState, batch: Batch, *, dtype: Any) -> Observed:
     """Runs the network as evaluation does, on running statistics and without dropout.
 
-    Where a unit hands on several arrays (a rule may make it), its output is what it adds to them.
-
-    Args:
-      blocks: of the network.
-      feed: of the rule.
-      state: of one seed.
-      batch: the examples.
-      dtype: of the computation.
+    Where a unit hands on several arrays (a rule may make it), its output is what it adds to them. The state is of one
+    seed; ``dtype`` is that of the computation.
     """
     keys = evaluation_keys(state.key, len(blocks)).blocks
     units, logits = [], []

@@ -54,14 +54,8 @@ def train_step(
 ) -> tuple[TrainState, BlockMetrics]:
     """One update of all blocks: a pure function of state and batch, for ``jax.jit``, ``jax.vmap`` and the like.
 
-    Args:
-      blocks: from :func:`jaxlocal.block.make_blocks`.
-      feed: of the rule.
-      optimizer: of every block.
-      state: before the step.
-      batch: the examples.
-      dtype: of the computation; parameters keep theirs.
-      axis: that the examples are split along, within a ``jax.pmap`` or ``jax.shard_map``.
+    Blocks are from :func:`jaxlocal.block.make_blocks`; they compute in ``dtype``, parameters keep theirs. Within a
+    ``jax.pmap`` or ``jax.shard_map``, ``axis`` is the one that the examples are split along.
 
     Returns:
       ``(state after the step, metrics of each block)``.
@@ -102,8 +96,7 @@ def fused(
     """
     axis, dtype = placement.axis, computable(dtype)
 
-    def init(key: Key, batch: Batch) -> TrainState:
-        return init_state(blocks, feed, optimizer, key, batch)
+    init: Any = functools.partial(init_state, blocks, feed, optimizer)
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, BlockMetrics]:
         batch = prepare(data, step_keys(state.key, state.step, len(blocks), axis).prepare, train=True)

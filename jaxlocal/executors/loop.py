@@ -84,16 +84,7 @@ def init_state(
     batch: Batch,
     rest: Callable[[BlockState], BlockState] = stay,
 ) -> TrainState:
-    """Initialises all blocks, unit by unit.
-
-    Args:
-      blocks: from :func:`jaxlocal.block.make_blocks`.
-      feed: of the rule.
-      optimizer: of every block.
-      key: typed PRNG key, ``jax.random.key(seed)``.
-      batch: an example of the right shape; one image will do.
-      rest: as in :class:`Run`.
-    """
+    """Initialises all blocks, unit by unit, by the key ``jax.random.key(seed)``; of the batch one image will do."""
     init_key, train_key = jax.random.split(key)
     states: list[BlockState] = []
     carry, before = None, None

@@ -7,7 +7,8 @@ the forward passes of one update follow each other through the stages, then the 
 
 import functools
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class ModelParallel:
       placements: the device of each stage.
       starts: the first unit of each stage but stage 0.
       microbatches: that a batch is split into.
+      call: ``(what, stage, program, *args)`` runs a program of a stage.
     """
 
     def __init__(
@@ -42,22 +44,21 @@ class ModelParallel:
         placements: Sequence[Placement],
         starts: Sequence[int],
         microbatches: int = 1,
+        call: Callable[..., Any] = lambda what, stage, program, *args: program(*args),
     ) -> None:
         self._block, self._optimizer, self._microbatches = block, optimizer, microbatches
-        self._placements = placements
+        self._placements, self._call = placements, call
         self._bounds = list(pairwise((0, *starts, len(block.units))))
         self._here = [is_here(placement) for placement in placements]
         self._last = len(placements) - 1
         self._onward = [Link(a, b) for a, b in pairwise(placements)]
         self._back = [Link(b, a) for a, b in pairwise(placements)]
-        self._forward = [self._compiled(functools.partial(self._forward_of, s)) for s in range(len(placements))]
-        self._backward = self._compiled(lambda vjp, gradient: vjp(gradient))
-        self._update = self._compiled(self._update_of)
+        compiled = functools.partial(jax.jit, compiler_options=compiler_options())
+        self._forward = [compiled(functools.partial(self._forward_of, s)) for s in range(len(placements))]
+        self._backward = compiled(lambda vjp, gradient: vjp(gradient))
+        self._update = compiled(self._update_of)
         self._add = jax.jit(lambda *trees: jax.tree.map(jnp.add, *trees))
         self.outputs: list[Any] = []  # shapes of what the stages put out
-
-    def _compiled(self, f: Any) -> Any:
-        return jax.jit(f, compiler_options=compiler_options())
 
     def init(self, state: BlockState, batch: Batch) -> tuple[list[Any], list[Any]]:
         """Puts a state and a batch where they belong: ``(states of the stages, microbatches)``."""
@@ -84,7 +85,7 @@ class ModelParallel:
             for s, (params, rest, opt_state) in enumerate(states):
                 carry = self._onward[s - 1](carry, None) if s else carry
                 if self._here[s]:
-                    carry, vjps[s, m], mutated = self.call("forward", s, self._forward[s], params, rest, carry, batch)
+                    carry, vjps[s, m], mutated = self._call("forward", s, self._forward[s], params, rest, carry, batch)
                     states[s] = params, merge(rest, mutated), opt_state
                 else:
                     carry = self.outputs[s]
@@ -94,21 +95,16 @@ class ModelParallel:
             for s in reversed(range(len(states))):
                 gradient = self._back[s](gradient, None) if s < self._last else gradient
                 if self._here[s]:
-                    own, *gradient = self.call("backward", s, self._backward, vjps.pop((s, m)), gradient)
+                    own, *gradient = self._call("backward", s, self._backward, vjps.pop((s, m)), gradient)
                     gradients[s] = own if gradients[s] is None else self._add(gradients[s], own)
                     gradient = gradient[0] if s else None
                 elif s:
                     gradient = self.outputs[s - 1]
         for s, (params, rest, opt_state) in enumerate(states):
             if self._here[s]:
-                params, opt_state = self.call("update", s, self._update, gradients[s], params, opt_state)
+                params, opt_state = self._call("update", s, self._update, gradients[s], params, opt_state)
                 states[s] = params, rest, opt_state
         return states, loss
-
-    def call(self, what: str, stage: int, f: Any, *args: Any) -> Any:
-        """Runs a program of a stage."""
-        del what, stage
-        return f(*args)
 
     def _forward_of(self, stage: int, params: Any, rest: Any, carry: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """``(output, its pullback, new statistics)``; the pullback of stage 0 leaves the images out."""
@@ -125,29 +121,12 @@ class ModelParallel:
             return out.loss, nest(**mutated, head=out.mutated)
 
         if stage == 0:
-            output, vjp, mutated = jax.vjp(lambda params: run(params, carry), params, has_aux=True)
-        else:
-            output, vjp, mutated = jax.vjp(run, params, carry, has_aux=True)
-        return output, vjp, mutated
+            return jax.vjp(lambda params: run(params, carry), params, has_aux=True)
+        return jax.vjp(run, params, carry, has_aux=True)
 
     def _update_of(self, gradient: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
         updates, opt_state = self._optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
-
-
-class _Timed(ModelParallel):
-    """One after the other, with a clock."""
-
-    def call(self, what: str, stage: int, f: Any, *args: Any) -> Any:
-        jax.block_until_ready(args)
-        began = time.perf_counter()
-        out = jax.block_until_ready(f(*args))
-        self.seconds.setdefault((what, stage), []).append(time.perf_counter() - began)
-        return out
-
-    @functools.cached_property
-    def seconds(self) -> dict[tuple[str, int], list[float]]:
-        return {}
 
 
 class Units(NamedTuple):
@@ -171,14 +150,23 @@ def measure_units(
 ) -> Units:
     """Runs a few updates unit by unit; of the times the least counts."""
     n = len(block.units)
-    timed = _Timed(block, optimizer, [OneDevice()] * n, range(1, n))
-    states, parts = timed.init(state, batch)
+    seconds: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+
+    def timed(what: str, stage: int, program: Any, *args: Any) -> Any:
+        jax.block_until_ready(args)
+        began = time.perf_counter()
+        out = jax.block_until_ready(program(*args))
+        seconds[what, stage].append(time.perf_counter() - began)
+        return out
+
+    stages = ModelParallel(block, optimizer, [OneDevice()] * n, range(1, n), call=timed)
+    states, parts = stages.init(state, batch)
     for _ in range(rounds):
-        states, _ = timed.step(states, parts)
-    least = {what: min(taken[1:]) for what, taken in timed.seconds.items()}
+        states, _ = stages.step(states, parts)
+    least = {what: min(taken[1:]) for what, taken in seconds.items()}
     return Units(
         [least["forward", s] for s in range(n)],
         [least["backward", s] + least["update", s] for s in range(n)],
-        [nbytes(output) for output in timed.outputs],
+        [nbytes(output) for output in stages.outputs],
         [nbytes(params) for params, _, _ in states],
     )

@@ -129,18 +129,9 @@ def pipelined(
     """The executor that gives each stage its own devices, and compiles it into one program.
 
     Steps are dispatched without waiting: a metric is there when its batch has left the block. As many batches as
-    there are stages, and one more, are under way at most.
-
-    Args:
-      blocks: from :func:`jaxlocal.block.make_blocks`.
-      feed: of the rule.
-      optimizer: of every block.
-      placements: the devices of each stage, as many in each.
-      starts: the first block of each stage but stage 0.
-      prepare: makes a batch of a step's data, in stage 0.
-      dtype: as in :func:`jaxlocal.executors.fused`.
-      batch_axes: as in :func:`jaxlocal.executors.fused`.
-      seeds: as in :func:`jaxlocal.executors.fused`.
+    there are stages, and one more, are under way at most. ``placements`` are the devices of each stage, as many in
+    each, and ``starts`` the first block of each stage but stage 0, in which ``prepare`` runs; the others are as in
+    :func:`jaxlocal.executors.fused`.
 
     Raises:
       ValueError: if the stages do not fit the blocks or the placements, or blocks cannot compute in ``dtype``.
@@ -310,13 +301,7 @@ def block_seconds(
 ) -> tuple[float, ...]:
     """Seconds that each block's update takes on the state's device: the least of a few, so that stages can be balanced.
 
-    Args:
-      blocks: of the whole network.
-      feed: of the rule.
-      optimizer: of every block.
-      state: is left as it is.
-      batch: the examples of one device.
-      dtype: of the computation.
+    ``batch`` has the examples of one device; the state is left as it is.
     """
 
     @functools.cache

@@ -35,22 +35,12 @@ def streamed(
     placement: Placement = ONE_DEVICE,
     offload: bool = False,
 ) -> Executor:
-    """The executor that compiles each block by itself.
+    """The executor that compiles each block by itself, and ``prepare``. Arguments are those of ``fused``.
 
-    Args:
-      blocks: from :func:`jaxlocal.block.make_blocks`.
-      feed: of the rule.
-      optimizer: of every block.
-      prepare: makes a batch of a step's data, in a program of its own.
-      dtype: as in :func:`jaxlocal.executors.fused`.
-      batch_axes: as in :func:`jaxlocal.executors.fused`.
-      seeds: as in :func:`jaxlocal.executors.fused`.
-      placement: the devices.
-      offload: whether a block's parameters, head and optimizer state rest in host memory
-        and are on the device only around the block's turn. The next block's transfer
-        overlaps the present block's computation, so three states at most are on the device.
-        Old states are not donated in host memory: it holds two of each during a step. Several
-        seeds are initialised on the device.
+    With ``offload``, a block's parameters, head and optimizer state rest in host memory and are on the device only
+    around the block's turn. The next block's transfer overlaps the present block's computation, so three states at
+    most are on the device. Old states are not donated in host memory: it holds two of each during a step. Several
+    seeds are initialised on the device.
 
     Raises:
       ValueError: if blocks cannot compute in ``dtype``.
@@ -72,13 +62,14 @@ def streamed(
         one = over_seeds(functools.partial(block_lib.evaluate, block, dtype=dtype, axis=axis))
         return placement.program(one, (None, 0, 0, 0), (0, None), options=compiler_options())
 
+    to_host = functools.partial(_moved, to="pinned_host")
     run = Run(
         update=lambda block, *args: update(block)(*args),
         sync=lambda block, *args: sync(block)(*args),
         evaluate=lambda block, *args: evaluate_one(block)(*args),
     )
     if offload:
-        run = run._replace(fetch=_to_device, rest=_to_host, pace=_Pace())
+        run = run._replace(fetch=functools.partial(_moved, to="device"), rest=to_host, pace=_pace())
 
     def fed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         return placement.each(over_seeds(functools.partial(feed, index, train=train)))(previous, batch, key)
@@ -86,7 +77,7 @@ def streamed(
     def init(key: Key, batch: Batch) -> TrainState:
         def rest(state: BlockState) -> BlockState:
             state = placement.replicate(state)
-            return _to_host(state) if offload else state
+            return to_host(state) if offload else state
 
         if not seeds:
             return init_state(blocks, feed, optimizer, key, batch, rest)
@@ -150,33 +141,23 @@ def streamed(
     return Executor(init, step, evaluate, programs)
 
 
-def _to_device(tree: Any) -> Any:
-    return _move(tree, "device")
-
-
-def _to_host(state: BlockState) -> BlockState:
-    return _move(state, "pinned_host")
-
-
-def _move(tree: Any, memory_kind: str) -> Any:
+def _moved(tree: Any, to: str) -> Any:
     """Starts the transfer: a plain copy between memories, which runs beside what the device computes."""
     if is_traced(tree):
         return tree
-    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(memory_kind), tree))
+    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(to), tree))
 
 
-class _Pace:
-    """Waits until what the block before left is there.
+def _pace() -> Callable[[Any], None]:
+    """Waits until what the block before left is there: else the host would run ahead and fetch every block at once."""
+    before: Any = ()
 
-    Without the wait the host would run ahead and fetch every block at once.
-    """
+    def pace(left: Any) -> None:
+        nonlocal before
+        jax.block_until_ready(before)
+        before = left
 
-    def __init__(self) -> None:
-        self._before: Any = ()
-
-    def __call__(self, left: Any) -> None:
-        jax.block_until_ready(self._before)
-        self._before = left
+    return pace
 
 
 def _window(sizes: Sequence[int], i: int) -> int:
