@@ -49,8 +49,7 @@ def blocks_of(network: Network) -> tuple[tuple[nn.Module, ...], ...]:
             f"cuts {tuple(cuts)} do not fit a network of {n} units: a cut is the index of the first "
             f"unit of a block, so give strictly increasing numbers from 1 to {n - 1}"
         )
-    bounds = (0, *cuts, n)
-    return tuple(network.units[a:b] for a, b in pairwise(bounds))
+    return tuple(network.units[a:b] for a, b in pairwise((0, *cuts, n)))
 
 
 def cut_everywhere(units: Sequence[nn.Module]) -> tuple[int, ...]:

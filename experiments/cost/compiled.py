@@ -99,9 +99,7 @@ class BlockCost(NamedTuple):
 def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
     """Each unit as a block of its own; units that the rule never ends a block with have a classifier for a head.
 
-    Args:
-      experiment: of any rule on the same network.
-      cutter: which knows the heads.
+    The cutter knows the heads: the experiment may be of any rule on the same network.
     """
     optimizer = optax.sgd(0.1)  # one, so that equals are traced once
     batch = experiment.dataset.example(experiment.config.batch_size)

@@ -115,12 +115,8 @@ def settled(
 ) -> Experiment:
     """A config, built; if its cuts are ``auto:SIZE``, with the fewest that fit.
 
-    So ``build``, and what a run records, know definite cuts alone.
-
-    Args:
-      config: as :mod:`experiments.configs` makes them.
-      dataset: the one that the config names, if it was loaded before.
-      say: is told of each candidate.
+    So ``build``, whose arguments these are, and what a run records know definite cuts alone. ``say`` is told of each
+    candidate.
 
     Raises:
       UserError: if anything in the config is wrong, or no cuts fit.

@@ -1,5 +1,6 @@
 """A network before anything is trained: units, cuts, heads, and what each block takes."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -66,14 +67,14 @@ def blocks_of(experiment: Experiment) -> tuple[Shown, ...]:
     carry: Carry = None
     costs = block_costs(experiment)
     for i, (block, cost) in enumerate(zip(experiment.blocks, costs, strict=True)):
-        carry = jax.eval_shape(lambda *args, i=i: experiment.feed(i, *args, train=True), carry, batch, state.key)
+        carry = jax.eval_shape(functools.partial(experiment.feed, i, train=True), carry, batch, state.key)
         variables = state.blocks[i].variables
         units = []
         for j, unit in enumerate(block.units):
             alone = block_lib.Block((unit,), block.objective)
             own = pick(variables, f"unit_{j}")
             nested = {collection: {"unit_0": tree} for collection, tree in own.items()}
-            carry = _after(alone, nested, carry, state.key)
+            carry, _ = jax.eval_shape(functools.partial(block_lib.forward, alone, train=True), nested, carry, state.key)
             parameters = size([tree for collection, tree in own.items() if collection != RUNNING])
             units.append(Part(type(unit).__name__, _shape(carry), parameters))
         first = found[-1].first + len(found[-1].units) if found else 0
@@ -81,11 +82,6 @@ def blocks_of(experiment: Experiment) -> tuple[Shown, ...]:
         heads = _heads(block, variables, carry, batch, state.key, last, total)
         found.append(Shown(first, tuple(units), heads, counts[i]["head"], cost))
     return tuple(found)
-
-
-def _after(block: Block, variables: Variables, carry: Carry, key: Any) -> Carry:
-    """The shape of a block's output."""
-    return jax.eval_shape(lambda *args: block_lib.forward(block, *args, train=True)[0], variables, carry, key)
 
 
 def _shape(carry: Carry) -> str:

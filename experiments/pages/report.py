@@ -166,11 +166,12 @@ def _section(this: Run) -> str:
         if path.exists():
             with user_input(str(path)):
                 shown[caption] = figures.embedded(path.read_text())
-    about = this.about
+    about, first, count = this.about, this.config["seed"], this.config["seeds"]
+    seeds = f"seed {first}" if count == 1 else f"mean of seeds {first} to {first + count - 1}"
     facts = (
         f"{about['units']} units, cuts {about['cuts']}; {about['train_examples']:,} training and "
         f"{about['test_examples']:,} test examples; batch {this.config['batch_size']}, {this.config['dtype']}, "
-        f"{_seeds(this.config)}; {this.directory}"
+        f"{seeds}; {this.directory}"
     )
     return "\n".join(
         (
@@ -182,11 +183,6 @@ def _section(this: Run) -> str:
             _folded("Environment", json.dumps(this.environment, indent=2)),
         )
     )
-
-
-def _seeds(config: Mapping[str, Any]) -> str:
-    first, count = config["seed"], config["seeds"]
-    return f"seed {first}" if count == 1 else f"mean of seeds {first} to {first + count - 1}"
 
 
 def _losses(this: Run, split: str, steps: Sequence[int]) -> np.ndarray:

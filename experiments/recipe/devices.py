@@ -23,10 +23,6 @@ from jaxlocal.objective import Batch
 def placements(config: FrozenConfigDict, num_blocks: int) -> list[Placement]:
     """The devices of each stage; one stage unless blocks are pipelined.
 
-    Args:
-      config: says whether, and in how many stages.
-      num_blocks: of the network.
-
     Raises:
       UserError: if the devices, the stages and the batch do not go together.
     """
@@ -96,7 +92,7 @@ def starts(
 ) -> tuple[int, ...]:
     """The first block of each stage but stage 0, so that the slowest stage is as fast as possible.
 
-    Blocks are timed on one device, unless there is no choice; ``example`` is what its part of a batch is like.
+    Blocks are timed on one device, on what looks like its part of a batch, ``example``, unless there is no choice.
     """
     if len(where) in (1, len(blocks)):
         return tuple(range(1, len(where)))

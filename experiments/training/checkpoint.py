@@ -6,6 +6,7 @@ Orbax restores a flipped byte as a wrong number, so each checkpoint carries a ch
 import errno
 import json
 import logging
+import operator
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ from jaxlocal.executors import TrainState
 
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)  # no checkpoint is to blame
 NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations
+_accuracy = operator.itemgetter("accuracy")
 
 
 class Checkpoints:
@@ -252,7 +254,3 @@ def plain(x: Any) -> np.ndarray:
 def _checksum(state: TrainState, accuracy: float) -> int:
     """Of what a checkpoint holds."""
     return zlib.crc32(repr(accuracy).encode(), checksum(state))
-
-
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics["accuracy"]

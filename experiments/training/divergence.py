@@ -32,12 +32,7 @@ class DivergedError(UserError):
 
 
 class Watch:
-    """Looks at each step's metrics, and saves a post-mortem of the first step at which a block diverged.
-
-    Args:
-      experiment: that is run.
-      workdir: files go to ``postmortem`` in it.
-    """
+    """Looks at each step's metrics; the first step at which a block diverged has a post-mortem in the workdir."""
 
     def __init__(self, experiment: Experiment, workdir: Path) -> None:
         self._config, self._experiment = experiment.config, experiment

@@ -182,12 +182,7 @@ def _own_times(spans: Iterable[_Span], recorded: dict[int, _Source]) -> list[tup
 
 
 def table(seconds: Spent, steps: int) -> str:
-    """Shares of the work in percent, blocks as rows and kinds as columns.
-
-    Args:
-      seconds: what :func:`spent` says.
-      steps: that it is of.
-    """
+    """Shares of the work of so many steps in percent, blocks as rows and kinds as columns."""
     total = sum(seconds.values()) or 1.0
     of_block: defaultdict[str, float] = defaultdict(float)
     for (block, _), x in seconds.items():

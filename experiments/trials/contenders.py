@@ -29,7 +29,6 @@ from jaxlocal.variables import nbytes
 
 MESSAGE = 16 * 2**20  # bytes of what is sent to measure the bandwidth
 
-
 Turn = Callable[[int], None]  # makes so many updates, and waits for them
 
 
@@ -92,8 +91,8 @@ def made(
 
     def contend(name: str, placements: Sequence[Placement], turn: Callable[[], Turn], simulated: float) -> None:
         used = {device for placement in placements for device in placement.devices}
-        here = any(map(is_here, placements))
-        contenders.append(Contender(name, len(used), turn() if here else idle, simulated))
+        here = any(map(is_here, placements))  # else the process has no part in it
+        contenders.append(Contender(name, len(used), turn() if here else lambda steps: None, simulated))
 
     for rule, of, seconds, size in (
         (spec.rule, local, sum(profile.blocks), sum(profile.block_parameters)),
@@ -161,10 +160,6 @@ def measure_bandwidth() -> float:
         processes.together("arrived")
         took.append(time.perf_counter() - began)
     return MESSAGE / float(np.median(took[1:]))
-
-
-def idle(steps: int) -> None:
-    """The turn of a process that has no part in it."""
 
 
 def turns_of(make: Callable[[], Executor], placement: Placement, batch: Batch) -> Turn:

@@ -82,15 +82,10 @@ def has_twin(case: Case) -> bool:
 
 
 def steps(case: Case, network: Network, parameters: int) -> dict[str, Runner]:
-    """For each layout, what takes so many steps and returns the seconds.
-
-    Args:
-      case: one that :func:`has_twin`.
-      network: that its rule has cut.
-      parameters: that its blocks train, heads included.
+    """For each layout, what takes so many steps of a case that :func:`has_twin`, and returns the seconds.
 
     Raises:
-      ValueError: if the twin has another number.
+      ValueError: if the twin has another number of parameters, heads included.
     """
     torch = pytorch()
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -146,11 +146,9 @@ class InMemory:
         return example_images(n, self._train.image.shape[1:])
 
     def box(self, width: int, height: int) -> Box:
-        """As :func:`middle_box`."""
         return middle_box(self._train.image.shape[1:], width, height)
 
     def prototypes(self) -> np.ndarray:
-        """As :func:`jaxlocal.data.prototypes`."""
         return prototypes(self._dataset)
 
     def resident(self, devices: Devices) -> Any:

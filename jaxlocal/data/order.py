@@ -16,13 +16,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 class Order:
-    """The examples of steps, for one seed. It keeps the permutation of the epoch that it was asked for last.
-
-    Args:
-      seed: of the run.
-      num_examples: of the training split.
-      batch_size: examples in a step.
-    """
+    """The examples of steps, for one seed. It keeps the permutation of the epoch that it was asked for last."""
 
     def __init__(self, seed: int, num_examples: int, batch_size: int) -> None:
         self._seed, self._num_examples, self._batch_size = seed, num_examples, batch_size

@@ -12,9 +12,6 @@ ROWS = 1024  # images whose distances are taken at once
 def prototypes(dataset: Dataset) -> Float[np.ndarray, "k d"]:
     """Of each class the training image of least median distance to the others of its class (NoProp, section 4).
 
-    Args:
-      dataset: a set in memory.
-
     Returns:
       ``[k, h w c]``, normalised by the data set's recipe.
 

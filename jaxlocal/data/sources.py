@@ -211,12 +211,7 @@ def _check_classes(directory: Path) -> None:
 
 
 def tfds_records(builder: Any, split: str, **options: Any) -> Any:
-    """A split, read by index.
-
-    Args:
-      builder: of :func:`tfds_builder`.
-      split: its name.
-      options: of TFDS's ``as_data_source``.
+    """A split of a :func:`tfds_builder`, read by index; options are those of TFDS's ``as_data_source``.
 
     Raises:
       ValueError: if the set has no such split.

@@ -207,11 +207,9 @@ class Streamed:
         self.prepare = prepare_with(self.treatment)
 
     def example(self, n: int) -> Batch:
-        """Of the side that was asked for."""
         return example_images(n, self._shape)
 
     def box(self, width: int, height: int) -> Box:
-        """As :func:`centre_box`."""
         return centre_box(width, height)
 
     def prototypes(self) -> np.ndarray:
@@ -223,11 +221,9 @@ class Streamed:
         raise ValueError("prototypes of classes need a data set in memory: give another model.embedding")
 
     def resident(self, devices: Devices) -> Any:
-        """Nothing."""
-        del devices
+        del devices  # nothing
 
     def abstract(self, shape: tuple[int, ...]) -> Any:
-        """Images and labels."""
         image = jax.ShapeDtypeStruct((*shape, *self._shape), jnp.uint8)
         return Decoded(image, jax.ShapeDtypeStruct(shape, jnp.int32))  # type: ignore[arg-type]
 

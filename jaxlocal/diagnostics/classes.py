@@ -13,10 +13,6 @@ def confusion(
 
 
 def errors_by_class(counts: Int[Array, "k k"]) -> Float[Array, "k"]:
-    """Of each class, the fraction that was taken for another; NaN for a class without examples.
-
-    Args:
-      counts: as :func:`confusion` gives them.
-    """
+    """Of each class of a :func:`confusion`, the fraction that was taken for another; NaN for one without examples."""
     total = jnp.sum(counts, axis=1).astype(jnp.float32)
     return 1 - jnp.diagonal(counts).astype(jnp.float32) / jnp.where(total > 0, total, jnp.nan)

@@ -85,35 +85,28 @@ class OneDevice:
 
     @property
     def devices(self) -> tuple[jax.Device, ...]:
-        """The one."""
         return (self._device or jax.local_devices()[0],)
 
     def sharding(self, axis: int | None) -> jax.sharding.Sharding:
-        """On the device."""
         del axis
         return SingleDeviceSharding(self.devices[0])
 
     def program(
         self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
     ) -> Any:
-        """``jax.jit``."""
         del inputs, outputs
         return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
 
     def replicate(self, tree: Any) -> Any:
-        """On the device."""
         return _put(self, tree, self._device)
 
     def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """The function itself."""
         return f
 
     def positions(self, n: int) -> np.ndarray:
-        """All of them."""
         return np.arange(n, dtype=np.int32)
 
     def spread(self, data: Any, axes: Any) -> Any:
-        """On the device."""
         del axes
         return _put(self, data, self._device)
 
@@ -145,7 +138,6 @@ class DataParallel:
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
     def sharding(self, axis: int | None) -> jax.sharding.Sharding:
-        """Over the devices."""
         return NamedSharding(self._mesh, _SPECS[axis])
 
     def program(
@@ -169,26 +161,21 @@ class DataParallel:
         return _Pmapped(jax.pmap(f, AXIS, **axes, devices=self.devices, donate_argnums=donate_argnums), jitted.trace)
 
     def replicate(self, tree: Any) -> Any:
-        """On every device."""
         return _put(self, tree, self.sharding(None))
 
     def positions(self, n: int) -> np.ndarray:
-        """A row for each device."""
         everyone = np.arange(n, dtype=np.int32)
         size = len(self.devices)
         rows = everyone.reshape(size, -1) if n % size == 0 else np.tile(everyone, (size, 1))
         return rows[[device.process_index == jax.process_index() for device in self.devices]]
 
     def spread(self, data: Any, axes: Any) -> Any:
-        """Along the devices."""
-
         def one(axis: int | None, part: Any) -> Any:
             return self.replicate(part) if axis is None else jax.tree.map(self._split, part)
 
         return jax.tree.map(one, axes, data, is_leaf=_is_none)
 
     def each(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """For each device."""
         return jax.vmap(f)
 
     def _split(self, x: Any) -> Any:
