@@ -156,7 +156,7 @@ def test_the_program_halves_the_batch_where_nothing_fits():
 @pytest.mark.slow
 def test_remat_is_shown_where_it_takes_fewer_blocks(monkeypatch):
     plain = {cuts: measure(build(config_of("greedy", cuts=cuts), DATASET)) for cuts in ("even:1", "2,4")}
-    found = {cuts: measure(config_of("remat(greedy)", cuts=cuts), DATASET) for cuts in ("even:1", "4", "2,4")}
+    found = {cuts: measure(build(config_of("remat(greedy)", cuts=cuts), DATASET)) for cuts in ("even:1", "4", "2,4")}
 
     def shown(plan: str, remat: str):
         monkeypatch.setattr(searching, "search", lambda config, *_: found[remat] if "rule" in config.rule else None)
