@@ -27,13 +27,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.app.calls import innermost, parse_call, parse_calls
+from experiments.app.calls import parse_call, parse_calls
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
@@ -47,6 +46,7 @@ from experiments.recipe.experiment import Experiment
 from experiments.training.loop import train_and_evaluate
 from experiments.training.metrics import metrics_of
 from experiments.training.workdir import check
+from experiments.trials.combinations import combinations, settled_by
 from jaxlocal.data import Input
 from jaxlocal.executors import Cost
 
@@ -108,54 +108,6 @@ def runs_of(experiment: Experiment, workdir: Path, seeds: int, *, together: bool
     if together:
         return {workdir / f"seeds_{first}_to_{first + seeds - 1}": rebuilt(experiment, seeds=seeds)}
     return {workdir / f"seed_{seed}": experiment.at_seed(seed) for seed in range(first, first + seeds)}
-
-
-def combinations(config: ConfigDict, rules: Mapping[str, Mapping[str, Any]], cuts: str | None) -> dict[str, ConfigDict]:
-    """What is trained, by name: the same recipe under each rule, and, where it has any, under each of the cuts.
-
-    Raises:
-      UserError: if some of the cuts are none, or are given twice.
-    """
-    if cuts is None:
-        return {name: changed(config, rule=spec) for name, spec in rules.items()}
-    each = [text.replace(" ", "") for text in cuts.split(";")]
-    if not all(each) or len(set(each)) < len(each):
-        raise UserError(f"--cuts={cuts}: write each once, with semicolons between, as 3;2,3,4")
-    found: dict[str, ConfigDict] = {}
-    for name, spec in rules.items():
-        if innermost(spec)["name"] == "backprop":
-            found[name] = changed(config, rule=spec)
-        else:
-            found |= {f"{name}@cuts={these}": changed(config, rule=spec, cuts=these) for these in each}
-    return found
-
-
-def settled_by(configs: Mapping[str, ConfigDict], *, over_cuts: bool = False) -> dict[str, Experiment]:
-    """All of them built, on one data set.
-
-    Args:
-      configs: by name.
-      over_cuts: whether a rule may be left out under some cuts, with a line: not under all, nor every rule.
-
-    Raises:
-      UserError: if one cannot be built.
-    """
-    experiments: dict[str, Experiment] = {}
-    refused: dict[str, UserError] = {}
-    for name, config in configs.items():
-        dataset = next(iter(experiments.values())).dataset if experiments else None
-        try:
-            experiments[name] = settled(config, say=print, dataset=dataset)
-        except UserError as error:
-            if not over_cuts:
-                raise
-            refused[name] = error
-    others = [configs[name] for name in experiments]
-    for name, reason in refused.items():
-        if not all(any(of[field] == configs[name][field] for of in others) for field in ("rule", "cuts")):
-            raise UserError(f"{name}: {reason}") from reason
-        print(f"left out: {name}: {reason}", flush=True)
-    return experiments
 
 
 def flops_of(config: ConfigDict, target: str, dataset: Input) -> float:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import compare
 from experiments.app.calls import parse_call, parse_calls
 from experiments.app.errors import UserError
 from experiments.configs import backprop_shakespeare, common
@@ -21,6 +20,7 @@ from experiments.training.results import side_by_side
 from experiments.training.trained import restore
 from experiments.training.workdir import load_record
 from experiments.trials.cases import Case, built
+from experiments.trials.combinations import combinations, settled_by
 from jaxlocal import data
 from jaxlocal.executors import Cost
 from tests.programs import assert_one_line_error, program, train
@@ -188,10 +188,10 @@ RULES = parse_calls("backprop,greedy,auglocal(depth=1)", "rules", {"name": "back
 
 
 def test_rules_over_cuts_are_combinations_and_backprop_is_one(capsys):
-    configs = compare.combinations(tiny("backprop"), RULES, "2; 1,2")
+    configs = combinations(tiny("backprop"), RULES, "2; 1,2")
     names = ["greedy@cuts=2", "greedy@cuts=1,2", "auglocal(depth=1)@cuts=2", "auglocal(depth=1)@cuts=1,2"]
     assert list(configs) == ["backprop", *names]
-    found = compare.settled_by(configs, over_cuts=True)
+    found = settled_by(configs, over_cuts=True)
     assert {name: of.network.cuts for name, of in found.items()} == {
         "backprop": (),
         "greedy@cuts=2": (2,),
@@ -214,14 +214,14 @@ def test_rules_over_cuts_are_combinations_and_backprop_is_one(capsys):
 def test_cuts_and_rules_that_are_wrong_throughout_are_refused(rules, cuts, words):
     def settled():
         specs = parse_calls(rules, "rules", {"name": "backprop"})
-        return compare.settled_by(compare.combinations(tiny("backprop"), specs, cuts), over_cuts=True)
+        return settled_by(combinations(tiny("backprop"), specs, cuts), over_cuts=True)
 
     with pytest.raises(UserError, match=words):
         settled()
 
 
 def test_without_cuts_the_names_are_the_rules():
-    configs = compare.combinations(tiny("backprop", "1,2"), RULES, None)
+    configs = combinations(tiny("backprop", "1,2"), RULES, None)
     assert list(configs) == list(RULES)
     assert {config.cuts for config in configs.values()} == {"1,2"}
 

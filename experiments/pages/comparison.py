@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -112,7 +113,7 @@ def picture(rows: Mapping[str, Row], path: Path) -> None:
     trade.set_xlabel("temporaries of the compiled step (MiB)")
     trade.set_ylabel(said.axis("at the last exit"))
     curves.set_xlabel("step")
-    curves.set_ylabel(f"{said.axis('at the last exit')}, mean and range over seeds")
+    curves.set_ylabel(fill(f"{said.axis('at the last exit')}, mean and range over seeds", 64))
     curves.set_yscale("log" if said.log else "linear")
     for axis in (curves.yaxis.set_major_formatter, curves.yaxis.set_minor_formatter):
         axis(ScalarFormatter())
