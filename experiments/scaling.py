@@ -4,10 +4,10 @@ r"""What more devices bring: data parallelism, blocks in a pipeline, and backpro
 
     python -m experiments.scaling --model='resnet(depth=32)' --rule=dgl --devices=1,2 --workdir=/tmp/scaling
 
-Images are random. On a CPU each device is a process with a core of its own, unless ``JAX_NUM_CPU_DEVICES`` makes
-several of one process, which share all cores. Contenders take turns; among them are the same stages on one device, so
-that what more devices bring is told from what smaller programs bring. ``scaling.json``, a table and a picture go to
-the workdir, with a simulation of more devices from the times of single blocks and units.
+Images, or a language model's tokens, are random. On a CPU each device is a process with a core of its own, unless
+``JAX_NUM_CPU_DEVICES`` makes several of one process, which share all cores. Contenders take turns; among them are the
+same stages on one device, so that what more devices bring is told from what smaller programs bring. ``scaling.json``, a
+table and a picture go to the workdir, with a simulation of more devices from the times of single blocks and units.
 """
 
 from pathlib import Path

@@ -65,7 +65,7 @@ def test_a_grid_of_stages_and_parts_of_the_batch(mapping):
 
 def test_links_keep_values_and_say_where_they_are():
     ring = [OneDevice(device) for device in DEVICES[:3]]
-    tree = {"a": jax.numpy.arange(6.0), "b": (jax.numpy.ones((2, 3), int),)}
+    tree = {"a": jax.numpy.arange(6.0), "b": (jax.numpy.ones((2, 3), int),), "what a text has not": None}
     there = Link(ring[1], ring[2])(Link(ring[0], ring[1])(ring[0].replicate(tree), 0), 0)
     chex.assert_trees_all_equal(there, jax.device_put(tree, DEVICES[2]))
     assert {leaf.device for leaf in jax.tree.leaves(there)} == {DEVICES[2]}

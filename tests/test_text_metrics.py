@@ -288,6 +288,21 @@ def test_the_programs_that_measure_take_a_language_model(tmp_path):
 
 
 @pytest.mark.slow
+def test_devices_share_the_tokens_of_a_language_model(tmp_path):
+    given = [f"--model={GPT}", "--rule=greedy", "--devices=2", "--microbatches=2", "--batch_size=16", "--rounds=1"]
+    given += ["--steps=1", "--simulate=4", "--bandwidth=1", f"--workdir={tmp_path}"]
+    done = program("scaling", *given, JAX_NUM_CPU_DEVICES="2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "scaling.json").read_text())
+    assert (found["rate"], found["counted"]) == ("tokens/s", 16 * 8)
+    rows = cells((tmp_path / "table.md").read_text().split("Simulated")[0])
+    assert [row["contender"] for row in rows if row["devices"] == "2"][-3:] == [
+        *("greedy, 2 stages", "backprop, 2 stages", "backprop, 2 stages, 2 microbatches")
+    ]
+    assert float(rows[0]["tokens/s"].replace(",", "")) == pytest.approx(128 / found["measured"][0]["seconds"], rel=1e-2)
+
+
+@pytest.mark.slow
 def test_a_plan_for_a_language_model():
     shakespeare = ["--config=experiments/configs/backprop_shakespeare.py", "--config.model.layers=2"]
     done = program("plan", *shakespeare, "--config.rule=man(greedy)", "--memory=1GiB")
