@@ -67,6 +67,18 @@ def test_exits_of_one_block_have_the_losses_of_their_terms():
     assert CHARACTERS.headline.at(DEEP) == [2.0, 1.0]
 
 
+@pytest.mark.parametrize("rule", ["greedy(tokens=2)", "deep_supervision(greedy(tokens=2))"])
+def test_a_head_that_tells_several_tokens_is_judged_by_the_next_one(rule):
+    """Its loss is the mean over all that it tells."""
+    experiment = build(tiny(rule, "2"))
+    state = experiment.init()
+    exits = exits_of(experiment.evaluate(state)[0])
+    (block, *_) = experiment.evaluate(state)[0]
+    assert exits[0]["loss"] == block["token_1" if "token_1" in block else "exit_1/token_1"]
+    assert exits[0]["loss"] != block.get("exit_1", block["loss"])
+    assert len(exits) == 2
+
+
 def test_what_is_no_number_is_a_dash_and_what_is_too_large_is_infinite():
     nothing, diverged = {"loss": 1.0}, {"loss": math.nan, "accuracy": 0.0}
     shown = [[metric.said(x) for x in metric.at([nothing, diverged])] for metric in CHARACTERS.columns[:3]]
@@ -313,7 +325,7 @@ def test_a_plan_for_a_language_model():
     assert "--image" not in done.stdout.splitlines()[-1]
     done = program("show", *shakespeare, "--config.rule=greedy")
     assert done.returncode == 0, done.stderr
-    assert "block 0 ends in LayerNorm [64x128] -> Dense [64x65]" in done.stdout
+    assert "block 0 ends in LayerNorm [64x128] -> Scored [64x65]" in done.stdout
 
 
 def test_the_smoke_form_learns_at_a_rate_of_its_kind():

@@ -87,13 +87,17 @@ class Metrics(NamedTuple):
 
 
 def exits_of(blocks: Blocks) -> list[Mapping[str, float]]:
-    """``loss`` and ``accuracy`` of every exit, first to last; empty where an exit predicts nothing."""
+    """``loss`` and ``accuracy`` of every exit, first to last; empty where an exit predicts nothing.
+
+    Where a position tells several tokens, they are those of the next one.
+    """
     found: list[Mapping[str, float]] = []
     for block in blocks:
         # Under deep supervision one block has all exits, each a term of its loss, and so is the network's output.
         inner = [f"exit_{i + 1}" for i in range(sum(bool(re.fullmatch(r"exit_\d+", name)) for name in block))]
-        terms = [(block[name], block.get(f"{name}/accuracy")) for name in inner]
-        terms.append((block.get("output" if inner else "loss", math.nan), block.get("accuracy")))
+        terms = [(block.get(f"{name}/token_1", block[name]), block.get(f"{name}/accuracy")) for name in inner]
+        last = ("output/token_1", "output") if inner else ("token_1", "loss")
+        terms.append((next((block[name] for name in last if name in block), math.nan), block.get("accuracy")))
         found += [{} if accuracy is None else {"loss": loss, "accuracy": accuracy} for loss, accuracy in terms]
     return found
 
