@@ -7,7 +7,9 @@ them *inside* each collection, so that ``variables['params']`` is always exactly
 what a gradient is taken for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +21,25 @@ Variables = Mapping[str, Any]
 Key = jax.Array
 
 EMA = "ema"  # averages that follow other tensors: they change, but no gradient is taken for them
-RUNNING = "batch_stats"  # the only collection that a forward pass may change
+RUNNING = "batch_stats"  # the only collection that a forward pass may change, but for
+CACHE = "cache"  # what positions leave to later ones: within :func:`caching`, and in no state of a run
+
+_caching: ContextVar[bool] = ContextVar("caching", default=False)
+
+
+@contextmanager
+def caching() -> Iterator[None]:
+    """Modules that are evaluated in here go on where their cache ends, or begin one: it is part of ``mutated``."""
+    token = _caching.set(True)
+    try:
+        yield
+    finally:
+        _caching.reset(token)
+
+
+def is_caching(module: nn.Module) -> bool:
+    """Whether a module is to read and write its cache."""
+    return module.is_mutable_collection(CACHE) and not module.is_initializing()
 
 
 def nest(**parts: Variables) -> Variables:
@@ -123,8 +143,10 @@ def apply_module(module: nn.Module, variables: Variables, x: Any, key: Key, *, t
 
     Returns:
       ``(output, mutated)`` where ``mutated`` holds the new running statistics
-      (empty when ``train`` is false).
+      (none when ``train`` is false; then the cache, within :func:`caching`).
     """
+    if not train and _caching.get():
+        return module.apply(variables, x, train=False, mutable=[CACHE])
     if not train:
         return module.apply(variables, x, train=False), {}
     rngs = {"dropout": key}

@@ -18,7 +18,7 @@ LAYERS = [
     ("feed", "data", "unembedding"),
     ("rule",),
     ("block",),
-    ("executors",),
+    ("executors", "sampling"),
     ("rules",),
     ("diagnostics",),
 ]

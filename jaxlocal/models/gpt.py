@@ -12,6 +12,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 from jaxlocal.layers import Biased, normed
+from jaxlocal.variables import CACHE, is_caching
 
 DEVIATION = 0.02  # of all initial weights; residual projections have less
 
@@ -42,8 +43,11 @@ class Embedding(nn.Module):
             raise ValueError(f"{length} tokens for a context of {self.context}: give fewer, or a model of a longer one")
         init = initializers.normal(DEVIATION)
         x = self.param("tokens", init, (self.vocabulary, self.features))[tokens]
+        at = positions(self, length)
         if self.learned:
-            x += self.param("positions", init, (self.context, self.features))[:length]
+            x += self.param("positions", init, (self.context, self.features))[slice(length) if at is None else at]
+        if at is not None:  # there is no place for what comes after the context
+            x = jnp.where(at[:, None] < self.context, x, jnp.nan)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
@@ -80,11 +84,25 @@ class Layer(nn.Module):
         b, t, features = x.shape
         qkv = self._dense(x, 3 * features, "qkv").reshape(b, t, 3, self.heads, features // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
+        at, mask = positions(self, t), None
         if self.rotary:
-            q, k = turned(q), turned(k)
-        by: Literal["cudnn", "xla"] = "cudnn" if has_flash(q.dtype, q.shape[-1]) else "xla"
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal, implementation=by)
+            q, k = turned(q, at), turned(k, at)
+        if at is not None:
+            k, v, mask = self._recalled(k, v, at)
+        by: Literal["cudnn", "xla"] = "cudnn" if at is None and has_flash(q.dtype, q.shape[-1]) else "xla"
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=self.causal and mask is None, implementation=by)
         return self._dense(y.reshape(b, t, features), features, "projection", residual=True)
+
+    def _recalled(self, k: Array, v: Array, at: Array) -> tuple[Array, Array, Array]:
+        """Keys and values of all positions, and which of them each of these sees. As many fit in as came first."""
+        if not self.causal:
+            raise ValueError("a layer that is not causal cannot go on from a cache: read the whole text at once")
+        kept = []
+        for name, new in (("key", k), ("value", v)):
+            cache = self.variable(CACHE, name, jnp.zeros_like, new)
+            cache.value = jax.lax.dynamic_update_slice_in_dim(cache.value, new, at[0], axis=1)
+            kept.append(cache.value)
+        return *kept, (jnp.arange(kept[0].shape[1]) <= at[:, None])[None, None]  # type: ignore[return-value]
 
     def _perceptron(self, x: Array) -> Array:
         features = x.shape[-1]
@@ -113,11 +131,27 @@ def has_flash(dtype: Any, features: int) -> bool:
     return bool(ampere and int(ampere[1]) >= 8) and half and features % 8 == 0 and features <= 128
 
 
-def turned(x: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
-    """Each half's pairs of features, turned by angles that grow with the position (rotary embedding, half by half)."""
+def positions(module: nn.Module, length: int) -> Int[Array, "t"] | None:
+    """Where so many tokens stand that come after those of a cache, which counts them; None without: from 0 on."""
+    if not is_caching(module):
+        return None
+    index = module.variable(CACHE, "index", jnp.zeros, (), jnp.int32)
+    at = index.value + jnp.arange(length)
+    index.value += length
+    return at
+
+
+def turned(x: Float[Array, "b t h d"], at: Int[Array, "t"] | None = None) -> Float[Array, "b t h d"]:
+    """Each half's pairs of features, turned by angles that grow with the position (rotary embedding, half by half).
+
+    Args:
+      x: features of each head.
+      at: positions; None for those from 0 on.
+    """
     half = x.shape[-1] // 2
     rates = 10_000.0 ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None, None] * rates
+    where = jnp.arange(x.shape[1], dtype=jnp.float32) if at is None else at.astype(jnp.float32)
+    angles = where[:, None, None] * rates
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

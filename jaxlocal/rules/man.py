@@ -26,7 +26,7 @@ from jaxlocal.network import Network
 from jaxlocal.objective import Sync, no_sync, same_for_equal_arguments, through
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
-from jaxlocal.variables import EMA, RUNNING, Variables
+from jaxlocal.variables import CACHE, EMA, RUNNING, Variables, is_caching
 
 
 class MomentumAuxiliary(nn.Module):
@@ -50,13 +50,14 @@ class MomentumAuxiliary(nn.Module):
         """The unit on averaged parameters; its batch norm keeps running statistics of its own."""
         unit = self.unit.clone(parent=None)
         fresh = unit.init(self.make_rng("params"), x, train=False) if self.is_initializing() else {}
-        params = self.variable(EMA, "average", lambda: fresh["params"])
-        running = self.variable(RUNNING, "average", lambda: fresh.get(RUNNING, {}))
+        changing = [RUNNING, CACHE] if is_caching(self) else [RUNNING]
+        of = {"params": self.variable(EMA, "average", lambda: fresh["params"])}
+        of |= {name: self.variable(name, "average", lambda: fresh.get(RUNNING, {})) for name in changing}
         rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
-        variables = {"params": params.value, RUNNING: running.value}
-        y, mutated = unit.apply(variables, x, train=train, rngs=rngs, mutable=[RUNNING])
-        if self.is_mutable_collection(RUNNING) and not self.is_initializing():
-            running.value = mutated.get(RUNNING, {})
+        y, mutated = unit.apply({c: v.value for c, v in of.items()}, x, train=train, rngs=rngs, mutable=changing)
+        for name in changing:
+            if self.is_mutable_collection(name) and not self.is_initializing():
+                of[name].value = mutated.get(name, {})
         return y
 
 
@@ -66,14 +67,13 @@ def follow(decay: float, start_from_peer: bool) -> Sync:
     average = optax.ema(decay, debias=False)
 
     def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
-        following = peer["unit_0"]
         if start and not start_from_peer:
             return variables
         if start:
-            new = jax.tree.map(jnp.copy, following)  # a step donates the parameters themselves
+            new = jax.tree.map(jnp.copy, peer["unit_0"])  # a step donates the parameters themselves
         else:
             old = optax.EmaState(jnp.zeros((), jnp.int32), variables[EMA]["average"])
-            new = average.update(following, old)[1].ema
+            new = average.update(peer["unit_0"], old)[1].ema
         return {**variables, EMA: {"average": new}}
 
     return sync
