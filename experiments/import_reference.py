@@ -1,4 +1,4 @@
-r"""Makes a run out of weights that the authors' PyTorch code trained: analyze it, start from it.
+r"""Makes a run out of weights that the authors' PyTorch code trained: analyze it, start from it, let it write.
 
 .. code-block:: shell
 
@@ -7,7 +7,10 @@ r"""Makes a run out of weights that the authors' PyTorch code trained: analyze i
 
 The file is a ``state_dict`` as ``.safetensors`` or ``.npz``; names are translated by the table that
 ``experiments.parity`` uses. A ``.pth`` file can run code when it is opened, so none is: convert it where it was made,
-by ``safetensors.torch.save_file(model.state_dict(), path)``.
+by ``safetensors.torch.save_model(model, path)``.
+
+Weights of a GPT-2 are nanoGPT's, or Hugging Face's. They do not tell into how many heads attention is split: the config
+does.
 """
 
 from contextlib import closing
@@ -47,7 +50,8 @@ def main() -> None:
         with closing(Recorder(workdir, step)) as recorder:
             exits = test(step, state, experiment, recorder)[0]
         checkpoints.save(step, state, exits[-1].get("accuracy", NOT_EVALUATED))
-    print(f"{len(tensors)} tensors: {workdir}; now python -m experiments.analyze --workdir={workdir}")
+    look = "generate --prompt=TEXT" if experiment.task.each else "analyze"
+    print(f"{len(tensors)} tensors: {workdir}; now python -m experiments.{look} --workdir={workdir}")
 
 
 if __name__ == "__main__":

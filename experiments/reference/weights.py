@@ -1,5 +1,6 @@
 """Weights that the authors' PyTorch code trained, as a state of a run."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from ml_collections import FrozenConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from experiments.app.errors import UserError
 from experiments.recipe.experiment import Experiment
-from experiments.reference.names import Layout, from_reference
+from experiments.reference.names import GptLayout, Layout, from_reference
 from jaxlocal.block import BlockState
 from jaxlocal.executors import TrainState
 
@@ -33,12 +35,46 @@ def read(path: Path) -> dict[str, np.ndarray]:
         else:
             raise UserError(
                 f"--weights={path}: give a .safetensors or .npz file; convert a .pth where it was made, by "
-                "safetensors.torch.save_file(model.state_dict(), path)"
+                "safetensors.torch.save_model(model, path)"
             )
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise UserError(f"--weights={path} cannot be read: {error}") from error
-    # Networks wrapped for several devices have a prefix; counters of batches are of no use here.
-    return {k.removeprefix("module."): x for k, x in tensors.items() if not k.endswith("num_batches_tracked")}
+    # Networks wrapped for several devices, or compiled, have a prefix; counters of batches are of no use here.
+    bare = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in tensors.items()}
+    return {name: x for name, x in bare.items() if not name.endswith("num_batches_tracked")}
+
+
+def as_nanogpt(tensors: Mapping[str, np.ndarray], model: FrozenConfigDict) -> dict[str, np.ndarray]:
+    """The tensors of a GPT-2, Hugging Face's or nanoGPT's, as nanoGPT's code names them and lays them out.
+
+    Those of Hugging Face have no prefix, or the same one; masks among them; dense layers as ``[in, out]``. A tied
+    unembedding is in the file once or twice, under either name: here it is a tensor of its own.
+
+    Raises:
+      UserError: if the model computes something else.
+    """
+    if model.get("norm", "layer") != "layer":
+        raise UserError(f"model.norm {model.norm}: the norms of GPT-2 are of mean and deviation, set it to layer")
+    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    new = {
+        name if name.startswith("lm_head.") else f"transformer.{name}": x
+        for name, x in bare.items()
+        if not name.endswith((".attn.bias", ".attn.masked_bias"))
+    }
+    tied = ("transformer.wte.weight", "lm_head.weight")
+    for name, other in (tied, tied[::-1]):
+        if other in new:
+            new.setdefault(name, new[other])
+    qkv = new.get("transformer.h.0.attn.c_attn.weight", np.empty((3, 1)))
+    if qkv.ndim == 2 and qkv.shape[0] < qkv.shape[1]:
+        if not model.get("approximate", False):
+            raise UserError(
+                "--weights are laid out as Hugging Face's, whose GPT-2 has GELU by tanh: give the model "
+                "approximate=True"
+            )
+        dense = re.compile(r"\.(attn|mlp)\.c_\w+\.weight$")
+        new = {name: x.T if dense.search(name) else x for name, x in new.items()}
+    return new
 
 
 def filled(experiment: Experiment, state: TrainState, tensors: Mapping[str, Any]) -> TrainState:
@@ -48,11 +84,15 @@ def filled(experiment: Experiment, state: TrainState, tensors: Mapping[str, Any]
       UserError: if the network has no reference, or tensors are missing, left over, or of another shape.
     """
     config = experiment.config
-    if config.model.name != "resnet" or config.seeds != 1:
-        raise UserError(f"model {config.model.name}, seeds {config.seeds}: reference names are of one CIFAR resnet")
-    output = "fc64" if "fc64.weight" in tensors else "fc"
-    stem_head = any("_first" in name for name in tensors)
-    layout = Layout((config.model.depth - 2) // 6, output, stem_head)
+    if config.model.name not in ("resnet", "gpt") or config.seeds != 1:
+        raise UserError(f"model {config.model.name}, seeds {config.seeds}: reference names are of one resnet or gpt")
+    layout: Layout | GptLayout = GptLayout()
+    if config.model.name == "gpt":
+        tensors = as_nanogpt(tensors, config.model)
+    else:
+        output = "fc64" if "fc64.weight" in tensors else "fc"
+        stem_head = any("_first" in name for name in tensors)
+        layout = Layout((config.model.depth - 2) // 6, output, stem_head)
     firsts = (0, *experiment.network.cuts)
     used: set[str] = set()
     blocks = []
@@ -61,12 +101,13 @@ def filled(experiment: Experiment, state: TrainState, tensors: Mapping[str, Any]
         try:
             names = dict(layout.names(own.variables, i, first, len(block.units), is_last=last))
         except (KeyError, IndexError) as error:
-            raise UserError(f"rule {config.rule.name}: its tensors have no reference names ({error})") from error
+            of = f"model {config.model.name}, rule {config.rule.name}"
+            raise UserError(f"{of}: its tensors have no reference names ({error})") from error
         new = {}
         for path, x in traverse_util.flatten_dict(dict(own.variables)).items():
             if names[path] not in tensors:
                 raise UserError(f"--weights has no tensor {names[path]!r}: it is not of this config's network and rule")
-            value = from_reference(tensors[names[path]])
+            value = from_reference(tensors[names[path]], path)
             if value.shape != x.shape:
                 raise UserError(f"tensor {names[path]} is of shape {value.shape} (here {x.shape}): another network's")
             new[path] = jnp.asarray(value, x.dtype)

@@ -62,6 +62,7 @@ class Layer(nn.Module):
       gated: whether the perceptron is SiLU-gated (Shazeer 2020), of 8/3 times the features; else GELU, of 4 times.
       rotary: whether queries and keys are turned by their positions (Su et al. 2021).
       causal: whether a position sees none that come after it.
+      approximate: whether GELU is its approximation by tanh.
       dropout: rate, behind both.
     """
 
@@ -72,6 +73,7 @@ class Layer(nn.Module):
     gated: bool = False
     rotary: bool = False
     causal: bool = True
+    approximate: bool = False
     dropout: float = 0.0
 
     @nn.compact
@@ -110,7 +112,7 @@ class Layer(nn.Module):
             hidden = math.ceil(features * 8 / 3)
             x = nn.silu(self._dense(x, hidden, "gate")) * self._dense(x, hidden, "hidden")
         else:
-            x = nn.gelu(self._dense(x, 4 * features, "hidden"), approximate=False)
+            x = nn.gelu(self._dense(x, 4 * features, "hidden"), approximate=self.approximate)
         return self._dense(x, features, "output", residual=True)
 
     def _dense(self, x: Array, features: int, name: str, *, residual: bool = False) -> Array:
@@ -167,6 +169,7 @@ def gpt(
     norm: str = "layer",
     gated: bool = False,
     rotary: bool = False,
+    approximate: bool = False,
     dropout: float = 0.0,
     tied: bool = False,
 ) -> tuple[nn.Module, ...]:
@@ -185,12 +188,14 @@ def gpt(
       norm: ``layer`` or ``rms``.
       gated: SiLU-gated perceptrons in place of GELU.
       rotary: positions by rotation in place of learned features.
+      approximate: GELU by tanh, as the published weights of GPT-2 want it; nanoGPT's is exact.
       dropout: rate.
       tied: whether the unembedding is the embedding's table (GPT-2). A cut between them breaks the tie: the
         unembedding has weights of its own then, as auxiliary heads always have.
 
     Raises:
-      ValueError: if a number is out of range, heads do not divide the features, or the norm is not known.
+      ValueError: if a number is out of range, heads do not divide the features, the norm is not known, or GELU is to
+        be approximate where there is none.
     """
     if min(layers, heads, features, context, vocabulary) < 1 or features % heads or not 0 <= dropout < 1:
         raise ValueError(
@@ -201,5 +206,7 @@ def gpt(
         raise ValueError(f"features {features} in {heads} heads are {features // heads} each: rotary turns pairs")
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm {norm!r}: choose layer or rms")
-    layer = Layer(heads, layers, norm, bias, gated, rotary, dropout=dropout)
+    if gated and approximate:
+        raise ValueError("approximate is of GELU, and a gated perceptron has SiLU: choose one of them")
+    layer = Layer(heads, layers, norm, bias, gated, rotary, approximate=approximate, dropout=dropout)
     return Embedding(vocabulary, features, context, not rotary, dropout, tied), *(layer.clone() for _ in range(layers))
