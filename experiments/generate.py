@@ -9,7 +9,6 @@ text outgrows that, what was read is kept in a cache; from then on the context i
 """
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -28,9 +27,8 @@ _LENGTH = flags.DEFINE_integer("length", 500, "Tokens to write.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0, upper_bound=2**32 - 1)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Prints the prompt and what follows."""
-    del argv
     workdir = Path(required(_WORKDIR, "the directory of the run"))
     prompt = required(_PROMPT, "what the text begins with, one character at least")
     trained = restore(workdir, _CHECKPOINT.value).one_seed()

@@ -147,6 +147,7 @@ def shakespeare() -> ConfigDict:
             "norm": "layer",  # or rms
             "gated": False,
             "rotary": False,
+            "approximate": False,  # GELU by tanh, as the published GPT-2 has it
         }
     )
     config.optimizer = ConfigDict(

@@ -89,6 +89,10 @@ def filled(experiment: Experiment, state: TrainState, tensors: Mapping[str, Any]
     layout: Layout | GptLayout = GptLayout()
     if config.model.name == "gpt":
         tensors = as_nanogpt(tensors, config.model)
+        if config.model.get("tied", False) and not experiment.network.cuts:
+            unembedding = tensors.pop("lm_head.weight", None)
+            if not np.array_equal(unembedding, tensors.get("transformer.wte.weight")):
+                raise UserError("--weights has an unembedding that is not its embedding's table: set model.tied to False")
     else:
         output = "fc64" if "fc64.weight" in tensors else "fc"
         stem_head = any("_first" in name for name in tensors)
