@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from jaxlocal.layers import in_float32
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, same_for_equal_arguments
 from jaxlocal.variables import EMA, Key, Variables, merge
 
@@ -50,18 +49,15 @@ def following(inner: LocalObjective, decay: float) -> LocalObjective:
 
     Args:
       inner: an objective with one head that ends in a dense layer without bias, and no sync.
-      decay: in [0, 1); with 0 it is the last block's as it was a step ago, in bfloat16, as nothing adds up in it.
+      decay: in [0, 1); with 0 it is the last block's as it was a step ago.
     """
     average = optax.ema(decay, debias=False)
-
-    def kept(table: jax.Array) -> jax.Array:
-        return table if decay else table.astype(jnp.bfloat16)
 
     def apart(variables: Variables) -> Variables:
         """The table among the averages."""
         path, table = _table(variables["params"])
         rest = {p: x for p, x in traverse_util.flatten_dict(variables["params"]).items() if p != path}
-        averages = traverse_util.unflatten_dict({path: kept(table)})
+        averages = traverse_util.unflatten_dict({path: table})
         return {**variables, "params": traverse_util.unflatten_dict(rest), EMA: averages}
 
     def whole(variables: Variables) -> Variables:
@@ -79,9 +75,9 @@ def following(inner: LocalObjective, decay: float) -> LocalObjective:
     def sync(variables: Variables, peer: Any, *, start: bool) -> Variables:
         del start  # the last block is not there yet
         path, table = _table(variables[EMA])
-        old = optax.EmaState(jnp.zeros((), jnp.int32), in_float32(table))
+        old = optax.EmaState(jnp.zeros((), jnp.int32), table)
         new = average.update(_table(peer["head"])[1], old)[1].ema
-        return {**variables, EMA: traverse_util.unflatten_dict({path: kept(new)})}
+        return {**variables, EMA: traverse_util.unflatten_dict({path: new})}
 
     return LocalObjective(init, apply, sync, peer="last", lent=inner.lent)
 

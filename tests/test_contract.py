@@ -17,6 +17,7 @@ from jaxlocal.variables import EMA, cast_floating, size, split
 from tests import toy
 
 NOPROP = models.noprop(2, width=0.1)
+VIT = models.vit(patch=2, layers=2, heads=2, features=8)
 # name: (rule, blocks on the five-unit network, parameters with heads)
 ROWS = {
     "backprop": (rules.backprop(), 1, 4818),
@@ -27,6 +28,7 @@ ROWS = {
     "infopro": (rules.infopro(), 5, 33278),
     "man": (rules.man(rules.greedy(), scale=True), 5, 9902),
     "remat": (rules.remat(rules.greedy()), 5, 5258),
+    "shared": (toy.on(VIT, rules.shared(rules.greedy())), 3, 1832),
     "tpsgd": (rules.tpsgd(), 5, 4818),
     "adapt": (toy.on(models.mlp((64, 48), "tanh"), rules.adapt(rules.greedy())), 2, 14164),
     "drtp": (rules.drtp(), 5, 4818),
@@ -40,6 +42,14 @@ ROWS = {
 
 
 rows = pytest.mark.parametrize("name", ROWS)
+
+
+@pytest.fixture(autouse=True)
+def _promotion(request):
+    """Flax's layer norm and JAX's attention mix bfloat16 with float32."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    with jax.numpy_dtype_promotion("standard" if name == "shared" else "strict"):
+        yield
 
 
 @pytest.mark.slow

@@ -409,7 +409,7 @@ def test_bad_flags_get_one_line(flags, words):
         ({"schedule": "cosine", "duration": "2 epochs"}, r"2 epochs with 2 of warm-up"),
         ({"schedule": "linear"}, r"unknown schedule 'linear'"),
         ({"learning_rate": -1.0}, r"learning_rate -1.0"),
-        ({"rule": {"name": "greedy", "depth": 2}}, r"rule greedy takes no parameters, but the config sets 'depth'"),
+        ({"rule": {"name": "backprop", "depth": 2}}, r"rule backprop takes no parameters, but the config sets 'depth'"),
         ({"rule": {"depth": 2}}, r"config field rule has no name"),
         ({"model": {"name": "convnet", "strides": (1, 2)}}, r"model convnet: features"),
         ({"learning_rate": float("nan")}, r"config field learning_rate=nan: expected float"),

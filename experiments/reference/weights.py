@@ -90,9 +90,9 @@ def filled(experiment: Experiment, state: TrainState, tensors: Mapping[str, Any]
     if config.model.name == "gpt":
         tensors = as_nanogpt(tensors, config.model)
         if config.model.get("tied", False) and not experiment.network.cuts:
-            unembedding = tensors.pop("lm_head.weight", None)
-            if not np.array_equal(unembedding, tensors.get("transformer.wte.weight")):
-                raise UserError("--weights has an unembedding that is not its embedding's table: set model.tied to False")
+            own = tensors.pop("lm_head.weight", None)
+            if own is not None and not np.array_equal(own, tensors["transformer.wte.weight"]):
+                raise UserError("--weights has an unembedding that is not the embedding's table: untie the model")
     else:
         output = "fc64" if "fc64.weight" in tensors else "fc"
         stem_head = any("_first" in name for name in tensors)

@@ -9,6 +9,7 @@ from jaxlocal.models.noprop import Denoiser, LabelUnit, noprop
 from jaxlocal.models.resnet import BasicBlock, Stem, resnet
 from jaxlocal.models.rnn import RecurrentUnit, rnn
 from jaxlocal.models.vgg import PooledConvUnit, vgg
+from jaxlocal.models.vit import GridLayer, Patches, vit
 
 __all__ = [
     "BasicBlock",
@@ -17,8 +18,10 @@ __all__ = [
     "Denoiser",
     "DenseUnit",
     "Embedding",
+    "GridLayer",
     "LabelUnit",
     "Layer",
+    "Patches",
     "PoolUnit",
     "PooledConvUnit",
     "PooledStem",
@@ -34,4 +37,5 @@ __all__ = [
     "resnext",
     "rnn",
     "vgg",
+    "vit",
 ]
