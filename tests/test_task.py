@@ -13,7 +13,7 @@ def test_a_task_asks_for_one_cross_entropy_unless_told_otherwise():
     assert Task(10).once("greedy") == 10
 
 
-KNOW_POSITIONS = {"backprop", "greedy", "dgl", "man", "remat", "adapt", "dfa", "deep_supervision", "composite"}
+KNOW_POSITIONS = {"backprop", "greedy", "dgl", "man", "remat", "adapt", "dfa", "deep_supervision", "composite", "shared"}
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in KNOW_POSITIONS])
