@@ -13,7 +13,18 @@ def test_a_task_asks_for_one_cross_entropy_unless_told_otherwise():
     assert Task(10).once("greedy") == 10
 
 
-KNOW_POSITIONS = {"backprop", "greedy", "dgl", "man", "remat", "adapt", "dfa", "deep_supervision", "composite", "shared"}
+KNOW_POSITIONS = {
+    "backprop",
+    "remat",
+    "deep_supervision",
+    "composite",
+    "greedy",
+    "dgl",
+    "man",
+    "shared",
+    "adapt",
+    "dfa",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in KNOW_POSITIONS])
