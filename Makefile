@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-short test test-slow lint types docs clean
+.PHONY: demo demo-short test test-slow test-devices lint types docs clean
 
 demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
@@ -17,8 +17,12 @@ demo-short: $(READY)  ## the same in a few steps
 test: $(READY)  ## the suite, but for what is marked slow
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(READY)  ## the rest of it
-	$(BIN)/python -m pytest -n 2 -m slow
+test-slow: $(READY)  ## the rest of it, but for what wants compilers of other devices
+	$(BIN)/python -m pytest -n 2 -m "slow and not devices"
+
+test-devices: $(READY)  ## that; the TPU's compiler is installed first, half a gigabyte
+	$(BIN)/python -m pip install --quiet --editable '.[dev,tpu]' --constraint constraints.txt
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m devices tests/test_described.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,9 +6,11 @@ r"""Memory of the compiled step: models x rules x cuts x batches x executors x d
         --rules='remat(backprop),remat(backprop,every=3),dgl,auglocal(depth=2)' --cuts=all,even:4,balanced:4 \
         --batch_sizes=128,1024 --executors=fused,streamed --accumulate=1,4 --workdir=/tmp/memory
 
-See ``docs/memory.md``. Each case is one line of ``memory.jsonl`` as soon as it is done; interrupted, the same command
-goes on. ``table.md`` and ``memory.png`` (memory against computation) are written at the end. ``--measure_peak`` runs
-steps, each case in a process of its own, for the peak that the device reports (on a CPU: the process's).
+With ``--device=h100`` (or ``v5e``, ``h100:8``, ...) programs are compiled for a device that is not here, and what they
+move and the least time that they take are told beside; see ``docs/accelerators.md``. See ``docs/memory.md``. Each
+case is one line of ``memory.jsonl`` as soon as it is done; interrupted, the same command goes on. ``table.md`` and
+``memory.png`` (memory against computation) are written at the end. ``--measure_peak`` runs steps, each case in a
+process of its own, for the peak that the device reports (on a CPU: the process's).
 """
 
 import contextlib
@@ -20,29 +22,29 @@ import jax
 from absl import flags
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from experiments.app.errors import UserError
 from experiments.app.program import run
 from experiments.cost.timed import measure_alone
 from experiments.trials.cases import Case, built, define_flags, parse_cases
-from experiments.trials.frontier import MEMORY, Column, Height, Log, Numbers, analyse, attempt, report
-from jaxlocal.executors import MIB
+from experiments.trials.frontier import MEMORY, Column, Height, Log, Numbers, analyse, attempt, report, shown
+from jaxlocal.executors import ACCELERATORS, MIB
 
 define_flags(flags.FLAGS)
+_DEVICE = flags.DEFINE_string(
+    "device", "", f"A device to compile for instead of this one: {', '.join(ACCELERATORS)}; several: h100:8, v5e:4x4."
+)
 _CACHED = flags.DEFINE_bool("cached", False, "Time compilation from a full cache, too.")
 _MEASURE_PEAK = flags.DEFINE_bool("measure_peak", False, "Run steps of each case for the peak that is reported.")
 
 _COLUMNS: tuple[Column, ...] = (
     *MEMORY,
-    ("measured peak MiB", lambda x, _: _shown(x.get("peak"), 1 / MIB)),
+    ("measured peak MiB", lambda x, _: shown(x.get("peak"), 1 / MIB)),
     ("programs", lambda x, _: str(x["programs"])),
-    ("lower s", lambda x, _: _shown(x["lower_seconds"])),
-    ("compile s", lambda x, _: _shown(x["compile_seconds"])),
-    ("cached s", lambda x, _: _shown(x.get("cached_seconds"))),
+    ("lower s", lambda x, _: shown(x["lower_seconds"])),
+    ("compile s", lambda x, _: shown(x["compile_seconds"])),
+    ("cached s", lambda x, _: shown(x.get("cached_seconds"))),
 )
 _HEIGHT: Height = ("FLOPs ÷ backprop's", lambda x, base: x["flops"] / base["flops"])
-
-
-def _shown(number: float | None, unit: float = 1.0) -> str:
-    return "-" if number is None else f"{number * unit:,.1f}"
 
 
 @contextlib.contextmanager
@@ -85,7 +87,9 @@ def measure(case: Case) -> Numbers:
 def main() -> None:
     """Measures what is not known yet, then writes the table and the picture."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # peaks are measured by other processes
-    cases, log = parse_cases(flags.FLAGS), Log(flags.FLAGS.workdir, "memory")
+    cases, log = parse_cases(flags.FLAGS, _DEVICE.value), Log(flags.FLAGS.workdir, "memory")
+    if _DEVICE.value and _MEASURE_PEAK.value:
+        raise UserError(f"--measure_peak with --device={_DEVICE.value}: it is not here, so no step runs on it")
     asked = {name for name, flag in (("cached_seconds", _CACHED), ("peak", _MEASURE_PEAK)) if flag.value}
     for i, case in enumerate(cases):
         known = log.known.get(case)

@@ -4,6 +4,7 @@ r"""Finds the cuts, the executor and the batch size whose step fits a memory bud
 
     python -m experiments.plan --model='resnet(depth=110)' --rule=dgl --batch_size=1024 --memory=6GiB
     python -m experiments.plan --config=experiments/configs/auglocal_digits.py --memory=20MiB
+    python -m experiments.plan --model='resnet(depth=110)' --rule=dgl --batch_size=4096 --device=h100
 
 The fewest blocks that are found to fit are chosen, as few cuts cost least in accuracy and computation. See
 ``docs/memory.md``. Without a config, images are noise, and ``--examples`` says how many of them are on the device;
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.app.calls import as_call, called, parse_call
 from experiments.app.errors import UserError, one_of
-from experiments.app.program import config_flag, required, run
+from experiments.app.program import config_flag, run
 from experiments.cost.compiled import Measured, UnitCost, measure, unit_costs
 from experiments.cost.search import DoesNotFitError, cutter_of, in_one_block, search, with_remat
 from experiments.drawing.tables import aligned
@@ -29,13 +30,14 @@ from experiments.recipe.fields import parse_memory
 from experiments.recipe.noise import noise, windows_of
 from experiments.recipe.registry import DTYPES, EXECUTORS
 from jaxlocal.data import Dataset, InMemory, Input, Split
-from jaxlocal.executors import MIB
+from jaxlocal.executors import MIB, accelerator
 
-_CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.")
+_CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.", runs=False)
 _MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
 _RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)
-_MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB.")
+_MEMORY = flags.DEFINE_string("memory", None, "The budget on the device: 6GiB, 512MiB. Default: what --device has.")
+_DEVICE = flags.DEFINE_string("device", "", "A device to compile for instead of this one, as h100 or v5e.")
 _EXECUTORS = flags.DEFINE_list("executor", list(EXECUTORS), "Those that may be used, cheapest first.")
 _DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Of the computation.")
 _IMAGE = flags.DEFINE_integer("image", 32, "Without a config: side of the images.", lower_bound=1)
@@ -60,6 +62,7 @@ def config_and_data() -> tuple[ConfigDict, Input]:
         config.rule = ConfigDict(parse_call(_RULE.value, "rule", config.rule))
     config.batch_size = _BATCH_SIZE.value or config.batch_size
     config.dtype = _DTYPE.value or config.dtype
+    config.device = _DEVICE.value or config.device
     dataset = None
     if not given:
         config.duration = f"{config.batch_size} steps"  # as many batches as one may be split into
@@ -69,6 +72,19 @@ def config_and_data() -> tuple[ConfigDict, Input]:
         split = Split(np.broadcast_to(zero[0], (n, side, side, 3)), np.broadcast_to(zero[1], n))
         dataset = InMemory(Dataset(config.dataset, _CLASSES.value, split, split), augment=config.augment)
     return config, build(in_one_block(config), dataset).dataset
+
+
+def budget_of(config: ConfigDict) -> int:
+    """Bytes that a step may take: what the flag says, else what the device has that the config describes.
+
+    Raises:
+      UserError: if neither says any.
+    """
+    if _MEMORY.value:
+        return parse_memory(_MEMORY.value, "--memory")
+    if not config.device:
+        raise UserError("--memory is needed: the budget, as --memory=6GiB; or --device, as h100, which has a memory")
+    return accelerator(config.device).memory
 
 
 def without_rule(config: ConfigDict, dataset: Input) -> dict[str, Measured]:
@@ -163,9 +179,9 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Prints the units, the plan, what others take, and the command."""
-    budget = parse_memory(required(_MEMORY, "the budget, as --memory=6GiB"), "--memory")
     executors = [one_of("executor", name, tuple(EXECUTORS)) for name in _EXECUTORS.value or [""]]
     config, dataset = config_and_data()
+    budget = budget_of(config)
     _say(f"{table_of_units(unit_costs(*cutter_of(config, dataset)))}\n")
     try:
         plan = search(config, dataset, budget, executors, _say)

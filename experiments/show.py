@@ -19,20 +19,23 @@ from experiments.cost.search import settled
 from experiments.drawing import figures
 from experiments.pages.network import blocks_of, draw, heads_of, table
 
-_CONFIG = config_flag("What to show: a file of experiments/configs.")
+_CONFIG = config_flag("What to show: a file of experiments/configs.", runs=False)
+_DEVICE = flags.DEFINE_string("device", "", "A device to compile for instead of this one, as h100 or v5e.")
 _SVG = flags.DEFINE_string("svg", None, "A file for the picture of it.")
 
 
 def main() -> None:
     """Prints the network, and draws it."""
     given = _CONFIG()
+    given.device = _DEVICE.value or given.device
     if _SVG.value and Path(_SVG.value).suffix != ".svg":
         raise UserError(f"--svg={_SVG.value}: give a file that ends in .svg")
     experiment = settled(given, say=print)
     config, blocks = experiment.config, blocks_of(experiment)
     print(
         f"{config.rule.name} on {config.model.name}, {config.dataset}: {len(experiment.network.units)} units in "
-        f"{len(blocks)} blocks, cuts {list(experiment.network.cuts)}; batch {config.batch_size}, {config.dtype}\n\n"
+        f"{len(blocks)} blocks, cuts {list(experiment.network.cuts)}; batch {config.batch_size}, {config.dtype}"
+        f"{f', compiled for {config.device}' if config.device else ''}\n\n"
         f"{table(blocks)}\n\n{heads_of(blocks)}"
     )
     if _SVG.value:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module may import from its own layer's row and the rows above it.
 LAYERS = [
-    ("axis", "convolution", "guard", "variables"),
+    ("axis", "convolution", "guard", "target", "variables"),
     ("network", "losses", "layers", "diffusion"),
     ("scores", "task"),
     ("heads", "models", "objective"),

@@ -132,7 +132,7 @@ def test_gradients_are_averaged_in_few_messages_and_no_copy():
     for options in ({}, {"placement": DataParallel(jax.devices()[:4], "shard_map")}):
         executor = make(**options)
         (program,) = executor.programs(state, parts(batch, options.get("placement", ONE_DEVICE)))
-        compiled = program.lowered.compile()
+        compiled = program.compile()
         temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
     sent = [line for line in program.lowered.as_text("hlo").splitlines() if " all-reduce(" in line]
     assert len(sent) == 7  # six matrices, and everything else

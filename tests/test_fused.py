@@ -116,7 +116,7 @@ def temporaries(rule, make=fused):
     executor = make(make_blocks(network, local_rule), local_rule.feed, optax.sgd(0.1, momentum=0.9, nesterov=True))
     batch = Batch(jnp.zeros((128, 32, 32, 3)), jnp.zeros(128, jnp.int32))
     programs = executor.programs(jax.eval_shape(executor.init, jax.random.key(0), batch), batch)
-    return max(program.lowered.compile().memory_analysis().temp_size_in_bytes for program in programs) / 2**20
+    return max(program.compile().memory_analysis().temp_size_in_bytes for program in programs) / 2**20
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.training.profiling import NO_BLOCK, classify, spent, table
 from jaxlocal import rules
-from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.compiler import compiler_options, uncached
 from tests import toy
 from tests.programs import program
 
@@ -26,7 +26,7 @@ def _not_from_a_cache():
 def test_every_block_has_every_kind():
     t = toy.make(rules.dgl())
     (lowered,) = t.executor.programs(t.state, t.batch)
-    found = set(classify(lowered.lowered.compile().as_text()).values())
+    found = set(classify(lowered.compile().as_text()).values())
     for i in range(5):
         kinds = {kind for block, kind in found if block == f"block {i}"}
         assert {"conv", "conv weight grad", "batch norm", "dense", "optimizer"} <= kinds
@@ -55,7 +55,8 @@ def test_a_heavy_operation_has_its_share(heavy, shape, kind, options, tmp_path):
             return heavy(x) + 1
 
     x = jnp.ones(shape)
-    compiled = jax.jit(step, compiler_options=options).lower(x).compile()
+    with uncached():
+        compiled = jax.jit(step, compiler_options=options).lower(x).compile()
     jax.block_until_ready(compiled(x))
     with jax.profiler.trace(str(tmp_path)):
         began = time.process_time()

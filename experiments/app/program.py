@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,11 +71,7 @@ def required(flag: flags.FlagHolder, what: str) -> Any:
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs across runs, small ones too: initialisation compiles many.
-
-    Those that cannot be kept (``jaxlocal/executors/compiler.py``) are compiled again, without a warning at each.
-    """
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
+    """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice
         return
     jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
@@ -93,10 +88,14 @@ def _call_as_dict(argument: str) -> str:
     return f"--{flag}={parse_call(text, flag)}"
 
 
-def config_flag(meaning: str) -> Callable[[], ConfigDict]:
+def config_flag(meaning: str, *, runs: bool = True) -> Callable[[], ConfigDict]:
     """Defines ``--config`` and its overrides ``--config.field=value``; returns what reads it.
 
-    The reader raises UserError if no config was given, or its file could not be read.
+    Args:
+      meaning: for ``--help``.
+      runs: whether the program runs what is built of the config, which devices that are only described cannot.
+
+    The reader raises UserError if no config was given, its file could not be read, or it cannot be run.
     """
     holder = config_flags.DEFINE_config_file("config", None, meaning)
 
@@ -104,12 +103,18 @@ def config_flag(meaning: str) -> Callable[[], ConfigDict]:
         if holder.value is None:
             raise UserError("--config is needed, as in --config=experiments/configs/auglocal_digits.py")
         try:
-            return holder.value.copy_and_resolve_references()
+            config = holder.value.copy_and_resolve_references()
         except OSError as error:  # a file that is not there is found out only here
             reason, where = str(error).splitlines()[-1].strip(), Path(__file__).parents[1] / "configs"
             near = get_close_matches(reason.split("/")[-1].rstrip("'"), [path.name for path in where.glob("*.py")], n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"--config: {reason}; {hint}configs are in {where}") from error
+        if runs and config.get("device"):
+            raise UserError(
+                f"--config.device={config.device}: programs are compiled for it and cannot run; leave it out, or use "
+                "experiments.plan, memory or show"
+            )
+        return config
 
     return read
 

@@ -35,6 +35,7 @@ def digits() -> ConfigDict:
             "on_divergence": "stop",  # or skip (the block's update alone), or rollback (to the last checkpoint)
             "dtype": "float32",
             "executor": "fused",  # fused, streamed, streamed+offload, pipelined
+            "device": "",  # one that programs are compiled for and not run on, as h100 or v5e:4x4; "" for those here
             "stages": 0,  # of the pipelined executor, each on devices of its own; 0 for as many as there can be
             "data_parallel": False,  # every device takes its part of each batch
             "sync_batch_norm": False,  # statistics over all parts, as one device has them

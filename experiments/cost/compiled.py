@@ -10,7 +10,7 @@ import optax
 from experiments.cost.cutter import Cutter
 from experiments.recipe.experiment import Experiment
 from jaxlocal.block import Block
-from jaxlocal.executors import Cost, Program, cost_of, streamed
+from jaxlocal.executors import Cost, OneDevice, Program, accelerator, cost_of, streamed
 from jaxlocal.executors.cost import Analysis
 from jaxlocal.feed import chain
 from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync
@@ -53,6 +53,20 @@ def measure(experiment: Experiment) -> Measured:
     ahead = experiment.dataset.ahead * (nbytes(batch) - resident) // len(experiment.placement.devices)
     cost = cost._replace(total=cost.total + ahead, resident=cost.resident + ahead)
     return Measured(experiment, cost, resident, nbytes(state.blocks))
+
+
+def bound(experiment: Experiment, cost: Cost) -> float | None:
+    """Seconds that a step takes at least on the device that the config describes; None without one.
+
+    It is the longer of its operations at the device's highest rate, and, where they are known, the bytes that are moved
+    at its memory's. No program reaches either.
+    """
+    config = experiment.config
+    if not config.device:
+        return None
+    of = accelerator(config.device)
+    operations = cost.flops * experiment.examples_of_a_device / getattr(of, config.dtype)
+    return max(operations, (cost.moved or 0.0) / of.bandwidth)
 
 
 def resident_bytes(experiment: Experiment, batch: Any) -> int:
@@ -111,7 +125,7 @@ def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
         block = Block((unit,), head._replace(sync=no_sync), cutter.remat)
         same = (block, carry.shape, carry.dtype)
         if same not in known:
-            cost, out = _cost(block, carry, batch, experiment.dtype, optimizer)
+            cost, out = _cost(experiment, block, carry, batch, optimizer)
             known[same] = UnitCost(type(unit).__name__, out.shape[1:], *cost), abstract(out)
         found.append(known[same][0])
         carry = known[same][1]
@@ -129,19 +143,19 @@ def block_costs(experiment: Experiment) -> tuple[BlockCost, ...]:
     for i, block in enumerate(experiment.blocks):
         carry = jax.eval_shape(functools.partial(experiment.feed, i, train=True), carry, batch, key)
         block = block._replace(objective=block.objective._replace(sync=no_sync))
-        cost, carry = _cost(block, carry, batch, experiment.dtype, experiment.optimizer)
+        cost, carry = _cost(experiment, block, carry, batch, experiment.optimizer)
         found.append(cost)
     return tuple(found)
 
 
 def _cost(
-    block: Block, carry: Carry, batch: Any, dtype: Any, optimizer: optax.GradientTransformation
+    experiment: Experiment, block: Block, carry: Carry, batch: Any, optimizer: optax.GradientTransformation
 ) -> tuple[BlockCost, Any]:
     """What the update of a block takes as the first of a network, on inputs like ``carry``; and what it puts out."""
-    fed = batch._replace(input=carry)
+    fed, where = batch._replace(input=carry), OneDevice(experiment.placement.devices[0])
 
     def program(block: Block) -> Program:
-        executor = streamed((block,), chain(), optimizer, dtype=dtype)
+        executor = streamed((block,), chain(), optimizer, dtype=experiment.dtype, placement=where)
         return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
 
     whole, b = program(block), batch.label.shape[0]

@@ -89,7 +89,7 @@ def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = No
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
     where, dtype = placements(config, len(blocks)), DTYPES[config.dtype]
     example = dataset.example(config.batch_size // len(where[0].devices))
-    stages = starts(where, blocks, local_rule.feed, optimizer, example, dtype)
+    stages = starts(config, where, blocks, local_rule.feed, optimizer, example, dtype)
     options = {
         "prepare": dataset.prepare,
         "dtype": dtype,

@@ -11,9 +11,9 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from experiments.app import processes
-from experiments.app.errors import UserError
+from experiments.app.errors import UserError, user_input
 from jaxlocal.block import Block
-from jaxlocal.executors import ONE_DEVICE, DataParallel, OneDevice, Placement, block_seconds
+from jaxlocal.executors import ONE_DEVICE, DataParallel, OneDevice, Placement, block_seconds, described
 from jaxlocal.executors.loop import init_state
 from jaxlocal.feed import Feed
 from jaxlocal.network import cut_balanced
@@ -21,12 +21,13 @@ from jaxlocal.objective import Batch
 
 
 def placements(config: FrozenConfigDict, num_blocks: int) -> list[Placement]:
-    """The devices of each stage; one stage unless blocks are pipelined.
+    """The devices of each stage, which are here or described; one stage unless blocks are pipelined.
 
     Raises:
       UserError: if the devices, the stages and the batch do not go together.
     """
-    devices = jax.devices()
+    with user_input("device"):
+        devices = described(config.device) if config.device else tuple(jax.devices())
     pipelined = config.executor == "pipelined"
     if config.stages and not pipelined:
         raise UserError(f"stages {config.stages} with executor {config.executor}: only pipelined has stages")
@@ -44,7 +45,7 @@ def placements(config: FrozenConfigDict, num_blocks: int) -> list[Placement]:
             f"batch_size {config.batch_size} does not split evenly over {width} devices: choose a multiple of {width}"
         )
     if not pipelined and not config.data_parallel:
-        return [ONE_DEVICE]
+        return [OneDevice(devices[0])] if config.device else [ONE_DEVICE]
     idle = jax.process_count() - len({device.process_index for device in devices[: stages * width]})
     if idle:
         raise UserError(
@@ -83,6 +84,7 @@ def _grid(devices: Sequence[jax.Device], stages: int) -> list[list[jax.Device]]:
 
 
 def starts(
+    config: FrozenConfigDict,
     where: Sequence[Placement],
     blocks: tuple[Block, ...],
     feed: Feed,
@@ -96,6 +98,11 @@ def starts(
     """
     if len(where) in (1, len(blocks)):
         return tuple(range(1, len(where)))
+    if config.device:
+        raise UserError(
+            f"{len(where)} stages of {len(blocks)} blocks: blocks cannot be timed on device {config.device}, which is "
+            "not here; give as many stages as blocks"
+        )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
     batch = zeros
     if jnp.issubdtype(example.input.dtype, jnp.floating):

@@ -48,6 +48,8 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
     check(workdir, config)
     if isinstance(experiment.dataset, data.Described):
         raise UserError("the experiment has no data set, only its description: build it from its config")
+    if config.device:
+        raise UserError(f"device {config.device} is only described: programs are compiled for it, none can run")
     state = _start(experiment, workdir)
     about = experiment.describe(state)
     with claimed(workdir, config, about, environment()):

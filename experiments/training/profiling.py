@@ -251,7 +251,7 @@ class Profiler:
             )
             return
         (program,) = self._programs
-        compiled = program.lowered.compile().as_text() or ""
+        compiled = program.compile().as_text() or ""
         module = re.match(r"HloModule ([\w.\-]+)", compiled)
         trace = max(self._directory.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
         text = table(spent(trace, {module[1]: classify(compiled)} if module else {}), self._taken)

@@ -23,6 +23,7 @@ _FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_
 # Fields that runs of older versions do not have; they ran as the shared configs say.
 _ADDED = (
     *_FREE,
+    "device",
     "sync_batch_norm",
     "image_size",
     "augment",

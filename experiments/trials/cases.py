@@ -20,6 +20,7 @@ from experiments.recipe.experiment import Experiment
 from experiments.recipe.fields import parse_cuts
 from experiments.recipe.noise import dataset, noise, windows_of
 from experiments.recipe.registry import DTYPES, EXECUTORS, MODELS, make, make_rule
+from jaxlocal.executors import described
 
 
 class Case(NamedTuple):
@@ -34,6 +35,7 @@ class Case(NamedTuple):
     cuts: str
     executor: str
     accumulate: int
+    device: str = ""
 
     @property
     def group(self) -> str:
@@ -41,7 +43,8 @@ class Case(NamedTuple):
         windows, size = windows_of(self._model), f"{self.image}x{self.image} images of {self.classes} classes"
         if windows:
             size = f"windows of {windows.context} tokens out of {windows.vocabulary}"
-        return f"{self.model}, {size}, batch {self.batch_size}, {self.dtype}"
+        on = f", on {self.device}" if self.device else ""
+        return f"{self.model}, {size}, batch {self.batch_size}, {self.dtype}{on}"
 
     @property
     def _model(self) -> dict[str, Any]:
@@ -73,6 +76,7 @@ class Case(NamedTuple):
         config.duration = f"{self.accumulate} steps"
         config.cuts = "all" if self.cuts == "-" else self.cuts
         config.dtype, config.executor = self.dtype, self.executor
+        config.device, config.data_parallel = self.device, ":" in self.device
         return config
 
 
@@ -98,14 +102,17 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.", flag_values=values)
 
 
-def parse_cases(values: flags.FlagValues) -> list[Case]:
-    """All cases, groups one after the other, backprop first in each.
+def parse_cases(values: flags.FlagValues, device: str = "") -> list[Case]:
+    """All cases, on a device that is described if one is given, groups one after the other, backprop first in each.
 
     Backprop and what wraps it have no cuts, and one block needs one executor only; the others do not accumulate.
 
     Raises:
       UserError: if a flag makes no sense for any case.
     """
+    if device:
+        with user_input("--device"):
+            described(device)
     models, rules = parse_calls(values.models, "models"), parse_calls(values.rules, "rules")
     units = [make("model", MODELS, spec) for spec in models.values()]
     for spec in rules.values():
@@ -121,7 +128,8 @@ def parse_cases(values: flags.FlagValues) -> list[Case]:
         for rule, spec in ({"backprop": {"name": "backprop"}} | rules).items():
             whole = innermost(spec)["name"] == "backprop"
             ways = product(["-"], ["fused"], [1, *accumulate]) if whole else product(cuts, executors, [1])
-            cases += [Case(model, batch_size, dtype, values.image, values.classes, rule, *way) for way in ways]
+            what = (model, batch_size, dtype, values.image, values.classes, rule)
+            cases += [Case(*what, *way, device=device) for way in ways]
     return list(dict.fromkeys(cases))
 
 

@@ -14,7 +14,7 @@ import jax
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.app.files import directory, read_lines, saving
-from experiments.cost.compiled import resident_bytes
+from experiments.cost.compiled import bound, resident_bytes
 from experiments.drawing.figures import Point, frontier
 from experiments.drawing.tables import aligned
 from experiments.recipe.experiment import Experiment
@@ -68,6 +68,9 @@ def analyse(experiment: Experiment) -> Numbers:
         "state": nbytes(state),
         "temporaries": of.temporaries,
         "total": of.total - resident_bytes(experiment, batch),
+        **({} if of.moved is None else {"moved": of.moved}),
+        **({"sent": of.sent} if len(experiment.placement.devices) > 1 else {}),
+        **({} if (seconds := bound(experiment, of)) is None else {"bound_seconds": seconds}),
         "lower_seconds": lowered - began,
         "compile_seconds": time.perf_counter() - lowered,
     }
@@ -109,6 +112,11 @@ def against(value: Callable[[Numbers], float]) -> Callable[[Numbers, Numbers], s
     return lambda x, base: f"{value(x) / value(base):.2f}" if base else "-"
 
 
+def shown(number: float | None, unit: float = 1.0) -> str | None:
+    """A cell; none of a case that has no such number."""
+    return None if number is None else f"{number * unit:,.1f}"
+
+
 MEMORY: tuple[Column, ...] = (
     ("blocks", lambda x, _: str(x["blocks"])),
     ("state MiB", lambda x, _: f"{x['state'] / MIB:,.1f}"),
@@ -116,6 +124,9 @@ MEMORY: tuple[Column, ...] = (
     *mib("total"),
     ("MFLOP / example", lambda x, _: f"{x['flops'] / 1e6:,.1f}"),
     ratio("flops"),
+    ("GB moved", lambda x, _: shown(x.get("moved"), 1e-9)),
+    ("MB sent", lambda x, _: shown(x.get("sent"), 1e-6)),
+    ("ms at least", lambda x, _: shown(x.get("bound_seconds"), 1e3)),
 )
 
 

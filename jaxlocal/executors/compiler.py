@@ -1,5 +1,9 @@
 """Compiler options under which an ordered step takes the memory of one block, and the time that it has to."""
 
+import contextlib
+import math
+from collections.abc import Iterator
+
 import jax
 
 # Of jax 0.12's CPU backend: products and sums by YNNPACK, convolutions by oneDNN where it is there, which takes half of
@@ -10,16 +14,16 @@ _LIBRARIES = {
 }
 
 
-def compiler_options() -> dict[str, str]:
-    """Options for ``jax.jit`` on the default backend.
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+    """Options for ``jax.jit`` on a platform, the default backend unless one is given.
 
     On CPU the default schedule is not the one of least memory. And before jax 0.11 a
     pass removes every optimization barrier, and with it the order of blocks and units.
-    From jax 0.12 on the library that computes convolutions can be chosen; a program with oneDNN's
-    cannot be written to the persistent cache, of which jax warns.
-    Nothing is set for other backends.
+    From jax 0.12 on the library that computes convolutions can be chosen; programs with oneDNN's are to be
+    compiled within :func:`uncached`.
+    Nothing is set for other platforms: their schedules are those of least memory, and keep barriers.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return {}
     options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     if jax.__version_info__ < (0, 11):
@@ -27,3 +31,21 @@ def compiler_options() -> dict[str, str]:
     if jax.__version_info__ >= (0, 12):
         options |= _LIBRARIES
     return options
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Programs that are compiled in here are not written to JAX's persistent cache if they may call oneDNN.
+
+    Those cannot be written: jax 0.12 fails at it, of which it warns, or ends in a segmentation fault.
+    """
+    if not _LIBRARIES.items() <= compiler_options().items():
+        yield
+        return
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)

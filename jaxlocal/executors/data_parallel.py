@@ -1,7 +1,8 @@
 """The same program on several devices, each with its part of the batch and the whole state.
 
 Executors compile their programs by a :class:`Placement` and know nothing else of devices:
-:class:`OneDevice`, or :class:`DataParallel` over any number. A program sees one device's
+:class:`OneDevice`, or :class:`DataParallel` over any number. Over devices that are only described
+(:func:`jaxlocal.executors.described`) programs can be compiled, and not run. A program sees one device's
 part. What is split over devices is averaged where it meets (:func:`jaxlocal.axis.mean_over`), so
 states stay equal, and are ordinary replicated arrays outside.
 """
@@ -14,6 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxlocal.axis import DataAxis
+from jaxlocal.executors.compiler import compiler_options, uncached
+from jaxlocal.executors.described import is_described
+from jaxlocal.target import compiling_for, traced_for
 from jaxlocal.variables import abstract, nbytes
 
 AXIS = "data"
@@ -38,7 +42,7 @@ class Placement(Protocol):
         """Of arrays that every device has whole (None) or a part of (0)."""
 
     def program(
-        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
+        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), ordered: bool = True
     ) -> Any:
         """Compiles ``f`` when it is called, as ``jax.jit`` does.
 
@@ -47,7 +51,7 @@ class Placement(Protocol):
           inputs: for each argument, None (every device has all of it) or 0 (split), or a tree of these.
           outputs: likewise, of the result.
           donate_argnums: arguments whose memory the result may take.
-          options: of the compiler.
+          ordered: whether it has blocks whose order is to be kept (:func:`jaxlocal.executors.compiler_options`).
         """
 
     def replicate(self, tree: Any) -> Any:
@@ -92,10 +96,10 @@ class OneDevice:
         return SingleDeviceSharding(self.devices[0])
 
     def program(
-        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
+        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), ordered: bool = True
     ) -> Any:
         del inputs, outputs
-        return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
+        return _jitted(self, f, donate_argnums, ordered)
 
     def replicate(self, tree: Any) -> Any:
         return _put(self, tree, self._device)
@@ -141,11 +145,11 @@ class DataParallel:
         return NamedSharding(self._mesh, _SPECS[axis])
 
     def program(
-        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), options: Any = None
+        self, f: Callable[..., Any], inputs: Any, outputs: Any, *, donate_argnums: Any = (), ordered: bool = True
     ) -> Any:
         """``jax.pmap``, or ``jax.shard_map`` under ``jax.jit``."""
         if not jax.tree.leaves(inputs):  # of replicated arrays
-            return jax.jit(f, donate_argnums=donate_argnums, compiler_options=options)
+            return _jitted(self, f, donate_argnums, ordered)
         # Under check_vma the mean of local gradients would come out multiplied by the number of devices.
         mapped = jax.shard_map(
             lambda *args: _mapped(lambda x: x[None], outputs, f(*_mapped(lambda x: x[0], inputs, args))),
@@ -154,11 +158,19 @@ class DataParallel:
             out_specs=_specs(outputs),
             check_vma=False,
         )
-        jitted = jax.jit(mapped, donate_argnums=donate_argnums, compiler_options=options)
+        axes, device = {"in_axes": inputs, "out_axes": outputs}, self.devices[0]
         if self._mapping == "shard_map":
-            return jitted
-        axes = {"in_axes": inputs, "out_axes": outputs}
-        return _Pmapped(jax.pmap(f, AXIS, **axes, devices=self.devices, donate_argnums=donate_argnums), jitted.trace)
+            options = compiler_options(device.platform) if ordered else None
+            program = jax.jit(traced_for(device, mapped), donate_argnums=donate_argnums, compiler_options=options)
+        else:
+            traced = traced_for(device, f)
+            program = jax.pmap(traced, AXIS, **axes, devices=self.devices, donate_argnums=donate_argnums)
+
+        def part(*args: Any) -> Any:
+            one = _mapped(lambda x: x[:1], inputs, args)
+            return jax.vmap(f, in_axes=inputs, axis_name=AXIS, axis_size=1)(*one)
+
+        return _Placed(program, self.devices, part)
 
     def replicate(self, tree: Any) -> Any:
         return _put(self, tree, self.sharding(None))
@@ -184,19 +196,52 @@ class DataParallel:
         return jax.make_array_from_process_local_data(self.sharding(0), np.asarray(x))
 
 
-class _Pmapped:
-    """What ``jax.pmap`` made, which cannot be traced; under ``jax.shard_map`` the same program can."""
+class _Placed:
+    """A program of a placement.
 
-    def __init__(self, program: Any, trace: Callable[..., Any]) -> None:
-        self._program, self.lower, self.trace = program, program.lower, trace
+    Args:
+      program: runs, and is lowered.
+      devices: that it is compiled for.
+      part: the same computation on one device, of the same arguments or of their shapes, if the program itself
+        cannot be counted.
+    """
+
+    def __init__(self, program: Any, devices: tuple[jax.Device, ...], part: Callable[..., Any] | None = None) -> None:
+        self._program, self._part, self.devices, self.lower = program, part, devices, program.lower
 
     def __call__(self, *args: Any) -> Any:
-        return self._program(*args)
+        with uncached():
+            return self._program(*args)
+
+    def trace(self, *args: Any) -> Any:
+        """Written out, to be counted."""
+        if (part := self._part) is None:
+            return self._program.trace(*args)
+        with compiling_for(None):
+            return jax.jit(lambda *args: part(*args)).trace(*args)
+
+
+def _jitted(placement: Placement, f: Callable[..., Any], donate_argnums: Any, ordered: bool) -> Any:
+    """``f`` under ``jax.jit``, where each device has all of what goes in and comes out."""
+    device = placement.devices[0]
+    where: Any = {}
+    if only_described := is_described(device):  # no argument says it
+        where = {"in_shardings": placement.sharding(None), "out_shardings": placement.sharding(None)}
+    options = compiler_options(device.platform) if ordered else None
+    program = jax.jit(traced_for(device, f), donate_argnums=donate_argnums, compiler_options=options, **where)
+    counted = f if only_described or device.platform == "gpu" else None  # nobody counts what a kernel of cuDNN's does
+    return _Placed(program, placement.devices, counted)
 
 
 def is_here(placement: Placement) -> bool:
-    """Whether any of its devices are this process's."""
-    return any(device.process_index == jax.process_index() for device in placement.devices)
+    """Whether programs run on any of its devices in this process."""
+    here = jax.process_index()
+    return any(device.process_index == here and not is_described(device) for device in placement.devices)
+
+
+def is_compiled(placement: Placement) -> bool:
+    """Whether this process compiles its programs."""
+    return is_here(placement) or is_described(placement.devices[0])
 
 
 def is_traced(tree: Any) -> bool:
@@ -214,14 +259,17 @@ def bytes_of_a_device(placement: Placement, tree: Any, axes: Any) -> int:
 
 
 def _is_local(placement: Placement) -> bool:
-    return all(device.process_index == jax.process_index() for device in placement.devices)
+    here = jax.process_index()
+    return all(device.process_index == here and not is_described(device) for device in placement.devices)
 
 
 def _put(placement: Placement, tree: Any, where: Any) -> Any:
-    if not is_here(placement):
-        return jax.tree.map(abstract, tree)
     if is_traced(tree):
         return tree
+    if is_described(device := placement.devices[0]):
+        raise ValueError(f"{device.device_kind} is only described here: programs are compiled for it, none can run")
+    if not is_here(placement):
+        return jax.tree.map(abstract, tree)
     if _is_local(placement):
         return jax.device_put(tree, where)
     return jax.tree.map(lambda x: _shared(x, where), tree)

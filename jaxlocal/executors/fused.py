@@ -15,7 +15,6 @@ import optax
 from jaxlocal import block as block_lib
 from jaxlocal.axis import DataAxis
 from jaxlocal.block import Block, BlockState, Metrics
-from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device
 from jaxlocal.executors.loop import Run, Span, evaluation_keys, init_state, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
@@ -109,9 +108,8 @@ def fused(
 
     if seeds:
         init, step, evaluate = jax.vmap(init, (0, None)), jax.vmap(step, (0, batch_axes)), jax.vmap(evaluate, (0, None))
-    program = functools.partial(placement.program, options=compiler_options())
-    step_program = program(step, (None, batch_axes), None, donate_argnums=0)
-    evaluate_program = program(evaluate, (None, batch_axes), None)
+    step_program = placement.program(step, (None, batch_axes), None, donate_argnums=0)
+    evaluate_program = placement.program(evaluate, (None, batch_axes), None)
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
         of_data = bytes_of_a_device(placement, data, batch_axes)

@@ -18,8 +18,7 @@ import optax
 
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors import OneDevice, Placement
-from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import is_here
+from jaxlocal.executors.data_parallel import ONE_DEVICE, is_here
 from jaxlocal.executors.pipelined import Link
 from jaxlocal.objective import Batch
 from jaxlocal.variables import abstract, apply_module, merge, nbytes, nest, pick, split
@@ -53,7 +52,10 @@ class ModelParallel:
         self._last = len(placements) - 1
         self._onward = [Link(a, b) for a, b in pairwise(placements)]
         self._back = [Link(b, a) for a, b in pairwise(placements)]
-        compiled = functools.partial(jax.jit, compiler_options=compiler_options())
+
+        def compiled(f: Callable[..., Any]) -> Any:
+            return ONE_DEVICE.program(f, None, None)
+
         self._forward = [compiled(functools.partial(self._forward_of, s)) for s in range(len(placements))]
         self._backward = compiled(lambda vjp, gradient: vjp(gradient))
         self._update = compiled(self._update_of)

@@ -26,8 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState, Metrics
-from jaxlocal.executors.compiler import compiler_options
-from jaxlocal.executors.data_parallel import AXIS, Placement, bytes_of_a_device, is_here
+from jaxlocal.executors.data_parallel import AXIS, ONE_DEVICE, Placement, bytes_of_a_device, is_compiled, is_here
 from jaxlocal.executors.fused import ordered
 from jaxlocal.executors.loop import Span, evaluation_keys, init_state, looks_at, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
@@ -171,14 +170,13 @@ def pipelined(
             (None, None, None, of_source),
             (None, None, 0),
             donate_argnums=2 if train else (),
-            options=compiler_options(),
         )
 
     @functools.cache
     def sync(index: int, block: Block) -> Any:
         """Of a block of a stage."""
         one = over_seeds(functools.partial(block_lib.sync, block))
-        return placements[index].program(one, None, None, donate_argnums=0)
+        return placements[index].program(one, None, None, donate_argnums=0, ordered=False)
 
     def look(index: int, states: list[BlockState], which: Sequence[int], link: Link, peer: BlockState) -> None:
         """Lets some blocks of a stage look at a block of another stage, as it is before its update."""
@@ -239,12 +237,12 @@ def pipelined(
         return tuple(flow(state, data, train=False)[1])
 
     def programs(state: TrainState, data: Any) -> tuple[Program, ...]:
-        """Of the stages that are here. Before each, every batch under way may be waiting."""
+        """Of the stages that are here, or described. Before each, every batch under way may be waiting."""
         found = []
         source = data
         for i, old in enumerate(per_stage(state.blocks)):
             args = jax.tree.map(abstract, (state.key, state.step, old, source))
-            if is_here(placements[i]):
+            if is_compiled(placements[i]):
                 of_source = bytes_of_a_device(placements[i], source, 0 if i else batch_axes)
                 waiting = of_source * (last + 2 if i else 1)
                 found.append(Program.of(f"stage {i}", program(i, True), args, nbytes(old) + waiting))
@@ -307,7 +305,7 @@ def block_seconds(
     @functools.cache
     def compiled(block: Block) -> Any:
         program = functools.partial(block_lib.update, block, optimizer, dtype=dtype)
-        return jax.jit(program, compiler_options=compiler_options())
+        return ONE_DEVICE.program(program, None, None)
 
     def timed(
         block: Block, state: BlockState, carry: Carry, batch: Batch, key: Key

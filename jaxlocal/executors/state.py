@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 
+from jaxlocal.executors.compiler import uncached
 from jaxlocal.executors.operations import operations
 from jaxlocal.objective import Batch
 from jaxlocal.variables import Key, abstract
@@ -37,6 +38,7 @@ class Program(NamedTuple):
       what: what it does.
       times: how often a step runs it; blocks of equal structure share a program.
       lowered: ready to be compiled.
+      devices: for which.
       resident: bytes on the device when it starts: its arguments, and everything else that waits there.
       flops: counts its floating-point operations, as it is written; lowers it once more.
     """
@@ -44,6 +46,7 @@ class Program(NamedTuple):
     what: str
     times: int
     lowered: jax.stages.Lowered
+    devices: tuple[jax.Device, ...]
     resident: int
     flops: Callable[[], float]
 
@@ -52,7 +55,13 @@ class Program(NamedTuple):
         """Of a program that a placement made, and what it is called with; abstract values will do."""
         shapes = jax.tree.map(abstract, args)
 
-        return cls(what, times, program.lower(*args), resident, lambda: operations(program.trace(*shapes)))
+        lowered, flops = program.lower(*args), lambda: operations(program.trace(*shapes))
+        return cls(what, times, lowered, program.devices, resident, flops)
+
+    def compile(self) -> jax.stages.Compiled:
+        """By the compiler of its device."""
+        with uncached():
+            return self.lowered.compile()
 
 
 class Executor(NamedTuple):

@@ -14,7 +14,6 @@ import optax
 
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
-from jaxlocal.executors.compiler import compiler_options
 from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device, is_traced
 from jaxlocal.executors.loop import Run, Span, StepKeys, evaluation_keys, init_state, looks_at, step_keys
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
@@ -51,16 +50,17 @@ def streamed(
     @functools.cache
     def update(block: Block) -> Any:
         one = over_seeds(functools.partial(block_lib.update, block, optimizer, dtype=dtype, axis=axis))
-        return placement.program(one, (None, 0, 0, 0), (None, 0, None), donate_argnums=0, options=compiler_options())
+        return placement.program(one, (None, 0, 0, 0), (None, 0, None), donate_argnums=0)
 
     @functools.cache
     def sync(block: Block) -> Any:
-        return placement.program(over_seeds(functools.partial(block_lib.sync, block)), None, None, donate_argnums=0)
+        one = over_seeds(functools.partial(block_lib.sync, block))
+        return placement.program(one, None, None, donate_argnums=0, ordered=False)
 
     @functools.cache
     def evaluate_one(block: Block) -> Any:
         one = over_seeds(functools.partial(block_lib.evaluate, block, dtype=dtype, axis=axis))
-        return placement.program(one, (None, 0, 0, 0), (0, None), options=compiler_options())
+        return placement.program(one, (None, 0, 0, 0), (0, None))
 
     to_host = functools.partial(_moved, to="pinned_host")
     run = Run(
@@ -90,7 +90,7 @@ def streamed(
             return prepare(data, keys.prepare, train=train), keys
 
         of_data = batch_axes if train else None
-        return placement.program(over_seeds(one, (0, 0, of_data)), (None, None, batch_axes), (0, 0))
+        return placement.program(over_seeds(one, (0, 0, of_data)), (None, None, batch_axes), (0, 0), ordered=False)
 
     begin_step, begin_evaluation = beginning(train=True), beginning(train=False)
 

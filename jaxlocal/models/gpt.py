@@ -12,6 +12,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
 from jaxlocal.layers import Biased, normed
+from jaxlocal.target import target
 from jaxlocal.variables import CACHE, is_caching
 
 DEVIATION = 0.02  # of all initial weights; residual projections have less
@@ -122,12 +123,12 @@ class Layer(nn.Module):
 
 
 def has_flash(dtype: Any, features: int) -> bool:
-    """Whether cuDNN's attention, which keeps no scores, can be had on the first device.
+    """Whether cuDNN's attention, which keeps no scores, can be had on the device that is compiled for.
 
     It can on NVIDIA's GPUs from compute capability 8 on, in half precision, for heads of multiples of 8 features up to
     128 (documentation of :func:`jax.nn.dot_product_attention`).
     """
-    capability = getattr(jax.devices()[0], "compute_capability", "")
+    capability = getattr(target(), "compute_capability", "")
     ampere = re.fullmatch(r"(\d+)\.\d+", str(capability))
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     return bool(ampere and int(ampere[1]) >= 8) and half and features % 8 == 0 and features <= 128
