@@ -11,11 +11,12 @@ from scipy import ndimage
 from experiments.app.errors import UserError
 from experiments.configs import common
 from experiments.training.trained import restore
-from jaxlocal import data, models, rules
+from jaxlocal import data, models, rules, sampling
 from jaxlocal.rules.adapt import Adapted, adopted
-from jaxlocal.variables import apply_module, cast, init_module, pick
+from jaxlocal.variables import apply_module, cast, init_module, nest, pick
 from tests import toy
 from tests.programs import train
+from tests.test_gpt import batch_of, made
 
 KEY = jax.random.key(0)
 
@@ -160,3 +161,45 @@ def test_another_network_is_refused(tmp_path, adam):
     other.start_from = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="no run in"):
         train(other, tmp_path / "other")
+
+
+def test_a_language_model_keeps_its_weights_and_its_cache():
+    """Of one that adaptors, as they start, change nothing of: tokens at once, or one by one behind a cache."""
+    batch = batch_of()
+    *_, state = made(rules.greedy())
+    _, blocks, feed, executor, adapted = made(rules.adapt(rules.greedy()))
+    variables = [adopted_block(new, old) for new, old in zip(adapted.blocks, state.blocks, strict=True)]
+    _, plain, plain_feed, *_ = made(rules.greedy())
+    expected, _ = sampling.scores(plain, plain_feed, [block.variables for block in state.blocks], batch.input)
+    assert np.std(expected) > 0.01
+    got, cache = sampling.scores(blocks, feed, variables, batch.input.at[:, 3:].set(7))
+    np.testing.assert_allclose(got[:, :3], expected[:, :3], rtol=1e-5, atol=1e-6)
+    cache = sampling.rewound(cache, 3)
+    for t in range(3, 8):
+        got, cache = sampling.scores(blocks, feed, variables, batch.input[:, t : t + 1], cache)
+        np.testing.assert_allclose(got[:, 0], expected[:, t], rtol=1e-5, atol=1e-6)
+
+    trained, _ = executor.step(toy.copy(adapted), batch)
+    for before, after in zip(adapted.blocks, trained.blocks, strict=True):
+        chex.assert_trees_all_equal(after.variables["fixed"], before.variables["fixed"])
+        assert "cache" not in after.variables
+
+
+def adopted_block(new, old):
+    """A block's variables, with what was trained in its unit and its head."""
+    unit = adopted(pick(new.variables, "unit_0"), pick(old.variables, "unit_0"))
+    return nest(unit_0=unit, head=pick(old.variables, "head"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (rules.backprop(), r"adapt freezes the embedding, which a tied output trains: choose tied=False"),
+        (rules.dfa(), "puts out no array"),
+        (rules.deep_supervision(rules.greedy()), "puts out no array"),
+        (rules.shared(rules.greedy()), "a rule that follows other blocks"),
+    ],
+)
+def test_rules_of_tokens_that_adaptors_cannot_go_around(rule, words):
+    with pytest.raises(ValueError, match=words):
+        made(rules.adapt(rule), tied=True)

@@ -23,6 +23,7 @@ RULES = {
     "dfa": rules.dfa(),
     "deep_supervision": rules.deep_supervision(rules.greedy()),
     "several tokens": rules.greedy(tokens=3),
+    "adapt": rules.adapt(rules.greedy()),
 }
 
 

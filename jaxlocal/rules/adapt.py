@@ -17,14 +17,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxlocal.layers import Biased
 from jaxlocal.network import Network
 from jaxlocal.objective import no_sync
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
-from jaxlocal.variables import Variables, alike
+from jaxlocal.variables import CACHE, Variables, alike, is_caching
 
 FIXED, TRAINED = "fixed", "trained"
 
@@ -41,11 +41,17 @@ class Adapted(nn.Module):
     adaptor: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
+    def __call__(self, x: Num[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
         del train
         unit = self.unit.clone(parent=None)
-        frozen = self.variable(FIXED, TRAINED, lambda: unit.init(self.make_rng("params"), x, train=False))
-        y: Any = unit.apply(frozen.value, x, train=False)
+        frozen = self.variable(FIXED, TRAINED, lambda: unit.init(self.make_rng("params"), x, train=False)).value
+        y: Any
+        if is_caching(self):
+            cache: Any = self.variable(CACHE, TRAINED, dict)
+            y, mutated = unit.apply({**frozen, CACHE: cache.value}, x, train=False, mutable=[CACHE])
+            cache.value = mutated.get(CACHE, {})
+        else:
+            y = unit.apply(frozen, x, train=False)
         if not isinstance(y, jax.Array):
             raise ValueError(f"adapt: unit {type(unit).__name__} puts out no array, which an adaptor could follow")
         if not self.adaptor:
@@ -80,7 +86,7 @@ def adapt(rule: Rule, adaptors: bool = True) -> Rule:
       adaptors: whether there are any; without them heads alone train.
 
     Raises:
-      ValueError: if the rule follows other blocks.
+      ValueError: if the rule follows other blocks, or trains an embedding as the output's table.
     """
 
     def wrapped(network: Network, task: Task) -> tuple[Network, LocalRule]:
@@ -89,6 +95,8 @@ def adapt(rule: Rule, adaptors: bool = True) -> Rule:
             raise ValueError(
                 "adapt freezes the units: it cannot go around a rule that follows other blocks, as man does"
             )
+        if getattr(cut.units[0], "tied", False) and not cut.cuts:
+            raise ValueError("adapt freezes the embedding, which a tied output trains: choose tied=False in the model")
         return cut._replace(units=tuple(Adapted(unit, adaptors) for unit in cut.units)), local
 
     return wrapped
