@@ -1,5 +1,6 @@
 """How data become a batch, and a batch the input of each block."""
 
+import functools
 from typing import Any, Protocol, runtime_checkable
 
 from jaxlocal.objective import Batch, Carry
@@ -32,8 +33,9 @@ class Feed(Protocol):
     def __call__(self, index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry: ...
 
 
+@functools.cache
 def chain() -> Feed:
-    """The usual feed: images into block 0, each block's output into the next."""
+    """The usual feed: images into block 0, each block's output into the next. It is the same one at each call."""
 
     def feed(index: int, previous: Carry, batch: Batch, key: Key, *, train: bool) -> Carry:
         del key, train

@@ -152,9 +152,7 @@ def test_initialisation_of_a_grouped_convolution():
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.03)
 
 
-@pytest.mark.parametrize(
-    "rule", [name for name in ROWS if "noprop" not in name and name != "shared"]
-)  # these have networks of their own
+@pytest.mark.parametrize("rule", [name for name in ROWS if "noprop" not in name and name not in ("shared", "lopt")])
 @pytest.mark.parametrize(
     ("name", "side"), [("basic blocks", 64), ("bottlenecks", 32), ("grouped", 75), ("vgg", 32), ("vgg", 75)]
 )

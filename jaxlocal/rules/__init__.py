@@ -9,6 +9,7 @@ from jaxlocal.rules.dgl import dgl
 from jaxlocal.rules.drtp import drtp
 from jaxlocal.rules.greedy import greedy
 from jaxlocal.rules.infopro import infopro
+from jaxlocal.rules.lopt import lopt
 from jaxlocal.rules.man import man
 from jaxlocal.rules.noprop import noprop_dt
 from jaxlocal.rules.noprop_continuous import noprop_ct, noprop_fm
@@ -27,6 +28,7 @@ __all__ = [
     "drtp",
     "greedy",
     "infopro",
+    "lopt",
     "man",
     "noprop_ct",
     "noprop_dt",

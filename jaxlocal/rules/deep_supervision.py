@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jaxtyping import Array
 
+from jaxlocal.feed import chain
 from jaxlocal.network import Network
 from jaxlocal.objective import no_sync, through, weighted_sum
 from jaxlocal.rule import LocalRule, Rule
@@ -62,11 +63,12 @@ def deep_supervision(rule: Rule, weight: float = 1.0) -> Rule:
     """One block with the heads of ``rule`` where its cuts were.
 
     Args:
-      rule: whose objectives are summed; not one that follows other blocks, as MAN does.
+      rule: whose objectives are summed; not one that follows other blocks, as MAN does, or that
+        feeds them in a way of its own, as LoPT does.
       weight: of every loss but the last.
 
     Raises:
-      ValueError: if the weight is negative, or the rule follows other blocks.
+      ValueError: if the weight is negative, or the rule follows other blocks or feeds them in a way of its own.
     """
     if weight < 0:
         raise ValueError(f"deep_supervision: weight {weight} given; choose 0 or more")
@@ -76,6 +78,8 @@ def deep_supervision(rule: Rule, weight: float = 1.0) -> Rule:
         *hidden, output = local.objectives
         if any(objective.sync is not no_sync for objective in hidden):
             raise ValueError("deep_supervision is one block: it cannot go around a rule that follows other blocks")
+        if local.feed is not chain():
+            raise ValueError("deep_supervision is one block: it cannot go around a rule that feeds blocks its own way")
         terms = {"output": (1.0, through(Exit(None), output))}
         terms |= {f"exit_{i + 1}": (weight, through(Exit(i), objective)) for i, objective in enumerate(hidden)}
         units = tuple(Tap(unit, i in cut.cuts) for i, unit in enumerate(cut.units))
