@@ -88,7 +88,10 @@ def _table(tree: Any) -> tuple[tuple[str, ...], jax.Array]:
     Raises:
       ValueError: if there is not exactly one.
     """
-    found = [(path, x) for path, x in traverse_util.flatten_dict(tree).items() if path[-2:] == _TABLE]
+    flat = traverse_util.flatten_dict(tree)
+    found = [(p, x) for p, x in flat.items() if p[-2:] == _TABLE and (*p[:-1], "bias") not in flat]
     if len(found) != 1:
-        raise ValueError(f"a head with one unembedding is needed, of {'/'.join(_TABLE)}; this one has {len(found)}")
+        raise ValueError(
+            f"a head with one unembedding is needed, {'/'.join(_TABLE)} without a bias; this one has {len(found)}"
+        )
     return found[0]

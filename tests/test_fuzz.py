@@ -57,16 +57,17 @@ SMALL = {  # of models that would be large; parameters are drawn beside these
     "resnext": {"depth": 50, "groups": 1, "group_width": 1, "width": 1},
     "rnn": {"features": (4, 4)},
     "vgg": {"depth": 8, "width": 1},
+    "vit": {"layers": 2, "heads": 2, "features": 8},
 }
 TABLES = {"model": MODELS, "rule": RULES, "optimizer": OPTIMIZERS}
-LIGHT = ("mlp", "mlp", "mlp", "convnet", "gpt", "lenet", "noprop", "rnn")
+LIGHT = ("mlp", "mlp", "mlp", "convnet", "gpt", "lenet", "noprop", "rnn", "vit")
 
 
 @st.composite
 def specs(draw, kind: str, names: list[str]) -> dict:
     name = draw(st.sampled_from(names))
     spec = {"name": name, **(copy.copy(SMALL.get(name, {})) if kind == "model" else {})}
-    if kind == "rule" and name in ("man", "remat", "deep_supervision", "adapt"):
+    if kind == "rule" and name in ("man", "remat", "deep_supervision", "adapt", "shared"):
         spec["rule"] = draw(specs("rule", names))
     known = [*inspect.signature(TABLES[kind][name]).parameters, "dept"]
     if draw(st.integers(0, 2)) == 1:

@@ -162,6 +162,22 @@ def shakespeare() -> ConfigDict:
     return config
 
 
+def cifar10_vit() -> ConfigDict:
+    """A small vision transformer, and AdamW as Beyer et al. train a plain ViT: rate, clipping, warm-up and cosine."""
+    config = cifar10()
+    config.model = ConfigDict(
+        {"name": "vit", "patch": 4, "layers": 6, "heads": 4, "features": 128, "bias": True, "dropout": 0.0}
+    )
+    config.optimizer = ConfigDict(
+        {"name": "adamw", "b1": 0.9, "b2": 0.999, "weight_decay": 0.1, "matrices": True, "clip": 1.0}
+    )
+    config.schedule = "warmup_cosine"
+    config.learning_rate, config.warmup_steps = 1e-3, 400
+    config.batch_size = 128
+    config.duration, config.eval_every, config.log_every = "100 epochs", "1 epochs", "50 steps"
+    return config
+
+
 def noise(side: int, classes: int, examples: int = 1024) -> ConfigDict:
     """A few steps on random images: to measure memory and speed at any size, not to learn."""
     config = cifar10()
@@ -205,6 +221,8 @@ def finish(config: ConfigDict, mode: str) -> ConfigDict:
             config.model.width = 8
             config.image_size = 32
             config.workers = 0
+        elif config.model.name == "vit":
+            config.model.features = 16
     elif mode:
         raise ValueError(f"unknown mode {mode!r} of a config: use file.py or file.py:smoke")
     return config

@@ -9,7 +9,7 @@ from jaxlocal.models.noprop import Denoiser, LabelUnit, noprop
 from jaxlocal.models.resnet import BasicBlock, Stem, resnet
 from jaxlocal.models.rnn import RecurrentUnit, rnn
 from jaxlocal.models.vgg import PooledConvUnit, vgg
-from jaxlocal.models.vit import GridLayer, Patches, vit
+from jaxlocal.models.vit import Patches, vit
 
 __all__ = [
     "BasicBlock",
@@ -18,7 +18,6 @@ __all__ = [
     "Denoiser",
     "DenseUnit",
     "Embedding",
-    "GridLayer",
     "LabelUnit",
     "Layer",
     "Patches",

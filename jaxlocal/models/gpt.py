@@ -55,6 +55,8 @@ class Embedding(nn.Module):
 class Layer(nn.Module):
     """Attention, then a perceptron at each position; each behind a norm and beside a residual connection.
 
+    Of a grid, as images are, attention sees the positions row by row.
+
     Attributes:
       heads: of attention; they divide the features.
       layers: of the whole network: residual projections start at ``0.02 / sqrt(2 layers)`` (GPT-2).
@@ -78,23 +80,23 @@ class Layer(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f"], *, train: bool) -> Float[Array, "b t f"]:
+    def __call__(self, x: Float[Array, "b ... f"], *, train: bool) -> Float[Array, "b ... f"]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x += drop(self._attention(normed(x, self.norms, bias=self.bias, name="norm1")))
         return x + drop(self._perceptron(normed(x, self.norms, bias=self.bias, name="norm2")))
 
     def _attention(self, x: Array) -> Array:
-        b, t, features = x.shape
-        qkv = self._dense(x, 3 * features, "qkv").reshape(b, t, 3, self.heads, features // self.heads)
+        features = x.shape[-1]
+        qkv = self._dense(x, 3 * features, "qkv").reshape(len(x), -1, 3, self.heads, features // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
-        at, mask = positions(self, t), None
+        at, mask = positions(self, q.shape[1]), None
         if self.rotary:
             q, k = turned(q, at), turned(k, at)
         if at is not None:
             k, v, mask = self._recalled(k, v, at)
         by: Literal["cudnn", "xla"] = "cudnn" if at is None and has_flash(q.dtype, q.shape[-1]) else "xla"
         y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=self.causal and mask is None, implementation=by)
-        return self._dense(y.reshape(b, t, features), features, "projection", residual=True)
+        return self._dense(y.reshape(x.shape), features, "projection", residual=True)
 
     def _recalled(self, k: Array, v: Array, at: Array) -> tuple[Array, Array, Array]:
         """Keys and values of all positions, and which of them each of these sees. As many fit in as came first."""

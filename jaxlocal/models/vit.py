@@ -1,80 +1,71 @@
-"""Vision transformers: stacks of transformer layers over patches of an image (Dosovitskiy et al. 2021)."""
+"""Vision transformers: an image is cut into patches, which see each other in layers of attention."""
 
 import flax.linen as nn
-from flax.linen import initializers
+from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from jaxlocal.layers import spread
 from jaxlocal.models.gpt import DEVIATION, Layer
 
 
 class Patches(nn.Module):
-    """What is in each patch, and where it stands.
+    """What is in each patch, by one dense layer, and where it stands, learned.
 
     Attributes:
-      patch: side, in pixels; it divides the image's.
-      features: of what it puts out.
+      features: of a patch.
+      strides: the patch's side in pixels.
+      dropout: rate.
     """
 
-    patch: int
     features: int
+    strides: int
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b i j f"]:
-        del train
-        _, height, width, _ = image.shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"an image of {height}x{width} is no grid of patches of {self.patch}: give a divisor")
-        window = (self.patch, self.patch)
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b p q f"]:
+        b, h, w, c = x.shape
+        side = self.strides
+        if h % side or w % side:
+            raise ValueError(f"an image of {h}x{w} pixels in patches of {side}x{side}: choose a patch that divides it")
         init = initializers.normal(DEVIATION)
-        x = nn.Conv(self.features, window, window, "VALID", use_bias=False, kernel_init=init, name="patches")(image)
-        return x + self.param("positions", init, x.shape[1:]).astype(x.dtype)
-
-
-class GridLayer(nn.Module):
-    """A transformer layer over all patches, which stay a grid.
-
-    Attributes:
-      heads: as in :class:`jaxlocal.models.gpt.Layer`, as are the others.
-      layers: of the whole network.
-      norms: ``layer`` or ``rms``.
-      bias: of dense layers and norms.
-    """
-
-    heads: int
-    layers: int
-    norms: str = "layer"
-    bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b i j f"], *, train: bool) -> Float[Array, "b i j f"]:
-        layer = Layer(self.heads, self.layers, self.norms, self.bias, causal=False, name="layer")
-        return layer(x.reshape(len(x), -1, x.shape[-1]), train=train).reshape(x.shape)
+        x = x.reshape(b, h // side, side, w // side, side, c).swapaxes(2, 3).reshape(b, h // side, w // side, -1)
+        x = nn.Dense(self.features, use_bias=False, kernel_init=init, name="patches")(x)
+        x += spread(self.param("positions", init, x.shape[1:]), x)
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
 def vit(
-    patch: int = 4, layers: int = 6, heads: int = 4, features: int = 128, bias: bool = False, norm: str = "layer"
+    patch: int = 4,
+    layers: int = 6,
+    heads: int = 4,
+    features: int = 128,
+    bias: bool = False,
+    norm: str = "layer",
+    dropout: float = 0.0,
 ) -> tuple[nn.Module, ...]:
-    """Images ``[b, h, w, c]`` to a grid of patches ``[b, h / patch, w / patch, features]``, which heads of images read.
+    """Images ``[b, h, w, c]`` to a grid ``[b, h / patch, w / patch, features]``: unit 0 embeds, each other is a layer.
 
-    Unit 0 embeds patches and positions, each other is a pre-norm layer. The head averages the patches (Beyer et al.
-    2022, "Better plain ViT baselines"); there is no class token.
+    A plain ViT (Dosovitskiy et al. 2021) without a class token: behind the norm at the end, which belongs to the
+    head, the mean of all patches is classified (Beyer et al. 2022). As the grid stays, heads of images read it.
 
     Args:
-      patch: side of a patch, in pixels.
+      patch: side of a patch in pixels, which divides the image's.
       layers: how many.
       heads: of attention, which divide the features.
       features: of the residual stream.
-      bias: of dense layers and norms.
+      bias: of the layers' dense layers and norms; what is added to patches is their positions' part.
       norm: ``layer`` or ``rms``.
+      dropout: rate.
 
     Raises:
       ValueError: if a number is out of range, heads do not divide the features, or the norm is not known.
     """
-    if min(patch, layers, heads, features) < 1 or features % heads:
+    if min(patch, layers, heads, features) < 1 or features % heads or not 0 <= dropout < 1:
         raise ValueError(
-            f"patch {patch}, layers {layers}, heads {heads}, features {features}: give 1 or more, features that "
-            "the heads divide"
+            f"patch {patch}, layers {layers}, heads {heads}, features {features}, dropout {dropout}: give 1 or more, "
+            "features that the heads divide, and a rate of 0 or more, below 1"
         )
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm {norm!r}: choose layer or rms")
-    return Patches(patch, features), *(GridLayer(heads, layers, norm, bias) for _ in range(layers))
+    layer = Layer(heads, layers, norm, bias, causal=False, dropout=dropout)
+    return Patches(features, patch, dropout), *(layer.clone() for _ in range(layers))
