@@ -1,4 +1,4 @@
-"""AugLocal on CIFAR-10: a vision transformer of six layers, each a block."""
+"""AugLocal on CIFAR-10: a vision transformer of six layers in five blocks."""
 
 from ml_collections import ConfigDict
 
@@ -11,7 +11,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.evidence = common.evidence(
         "auglocal_vit_cifar10.py",
         paper="Ma et al., ICLR 2024 (the rule); Beyer et al., arXiv 2205.01580 (the recipe)",
-        expected="not run at full length yet",
-        run_time="not measured yet",
+        expected="test error 50.05% (backprop 51.08%; seed 0) after 3 epochs with model.patch=8, warmup_steps=100",
+        run_time="not run at full length yet",
     )
     return common.finish(config, mode)
