@@ -22,6 +22,7 @@ from jaxlocal.executors import ACCELERATORS, DataParallel, OneDevice, cost_of, d
 from jaxlocal.executors.collectives import collectives
 from jaxlocal.models.gpt import has_flash
 from jaxlocal.target import compiling_for, target, traced_for
+from jaxlocal.variables import nbytes
 from tests import programs, toy
 from tests.test_contract import ROWS
 
@@ -173,8 +174,8 @@ def test_every_rule_compiles_for_a_tpu(name, executor, dtype, tpu):
             *jax.eval_shape(lambda: (t.state, t.batch))
         )
         cost = cost_of(programs, len(t.batch.label))
-    assert cost.temporaries > 0
-    assert cost.moved > 0
+    assert cost.total >= nbytes(t.state)
+    assert cost.moved > nbytes(t.state)
     assert cost.flops == pytest.approx(_flops_here(t, executor, dtype), rel=1e-6)
 
 

@@ -13,11 +13,8 @@ def test_a_task_asks_for_one_cross_entropy_unless_told_otherwise():
     assert Task(10).once("greedy") == 10
 
 
-KNOW_POSITIONS = {
-    "backprop",
 KNOW_POSITIONS = {"backprop", "remat", "deep_supervision", "composite", "greedy", "dgl", "man", "shared"}
 KNOW_POSITIONS |= {"lopt", "adapt", "dfa"}
-}
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in KNOW_POSITIONS])

@@ -90,7 +90,10 @@ def described(text: str) -> tuple[jax.Device, ...]:
     Raises:
       ValueError: if it is none of these, the grid is none that there is, or the compiler is not installed.
     """
-    return _topology(*_parsed(text))
+    name, found, grid = _parsed(text)
+    if found.gpu or grid != "1":
+        return _topology(name, found, grid)
+    return _topology(name, found, "2x2x1" if name in _CUBES else "2x2")[:1]  # the smallest that all of libtpu know
 
 
 def is_described(device: jax.Device) -> bool:
@@ -98,6 +101,7 @@ def is_described(device: jax.Device) -> bool:
     return device in _known
 
 
+_CUBES = ("v4", "v5p")  # whose grids have three dimensions
 _known: set[jax.Device] = set()
 # Of libtpu: it is not to look for a cloud around this machine, nor to say that there is none, nor to be alone.
 _ENVIRONMENT = {
@@ -112,10 +116,10 @@ def _parsed(text: str) -> tuple[str, Accelerator, str]:
     name, colon, grid = text.partition(":")
     if name not in ACCELERATORS:
         raise ValueError(f"device {text!r}: choose {', '.join(ACCELERATORS)}, or several, as h100:8, v5e:4x4")
-    found, three = ACCELERATORS[name], name in ("v4", "v5p")
+    found, three = ACCELERATORS[name], name in _CUBES
     pattern, example = (r"\d+", "8") if found.gpu else (r"\d+x\d+x\d+", "2x2x1") if three else (r"\d+x\d+", "2x2")
-    grid = grid if colon else ("1" if found.gpu else "1x1x1" if three else "1x1")
-    if not re.fullmatch(pattern, grid):
+    grid = grid if colon else "1"
+    if colon and not re.fullmatch(pattern, grid):
         raise ValueError(f"device {text!r}: write several of these as {name}:{example}")
     return name, found, grid
 
