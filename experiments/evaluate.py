@@ -16,7 +16,7 @@ from experiments.training.trained import restore
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 _CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "last", ["last", "best"], "Which checkpoint; best is by accuracy on the test split."
+    "checkpoint", "last", ["last", "best"], "Which checkpoint; best by error on the test split, or by loss on a text."
 )
 
 

@@ -23,8 +23,9 @@ from experiments.app.errors import UserError
 from experiments.app.program import config_flag, run
 from experiments.recipe.build import build
 from experiments.reference.weights import filled, read
-from experiments.training.checkpoint import NOT_EVALUATED, Checkpoints, has_any
+from experiments.training.checkpoint import Checkpoints, has_any
 from experiments.training.loop import test
+from experiments.training.metrics import metrics_of
 from experiments.training.record import Recorder
 from experiments.training.workdir import claimed
 
@@ -48,8 +49,8 @@ def main() -> None:
     step = experiment.num_steps
     with claimed(workdir, experiment.config, about, environment()), closing(Checkpoints(workdir)) as checkpoints:
         with closing(Recorder(workdir, step)) as recorder:
-            exits = test(step, state, experiment, recorder)[0]
-        checkpoints.save(step, state, exits[-1].get("accuracy", NOT_EVALUATED))
+            exits = test(step, state, experiment, recorder)
+        checkpoints.save(step, state, metrics_of(experiment).of_last(exits))
     look = "generate --prompt=TEXT" if experiment.task.each else "analyze"
     print(f"{len(tensors)} tensors: {workdir}; now python -m experiments.{look} --workdir={workdir}")
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import chex
@@ -22,7 +23,7 @@ from experiments.pages import inside
 from experiments.recipe import registry
 from experiments.recipe.build import build, rebuilt
 from experiments.recipe.fields import parse_duration
-from experiments.training.checkpoint import Checkpoints
+from experiments.training.checkpoint import Checkpoints, checksum
 from experiments.training.trained import restore
 from experiments.training.workdir import claimed
 from jaxlocal import data, diagnostics, rules
@@ -151,13 +152,33 @@ def test_last_and_best_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     experiment = build(digits())
     state = experiment.init()
-    for step, accuracy in ((1, 0.3), (2, 0.9), (3, 0.5), (4, 0.6), (5, 0.4)):
-        checkpoints.save(step, state, accuracy)
+    for step, error in ((1, 70.0), (2, 10.0), (3, 50.0), (4, 40.0), (5, 60.0)):
+        checkpoints.save(step, state, error)
     checkpoints.save(6, state)
     checkpoints.close()
     again = Checkpoints(tmp_path)
     assert (again.step("best"), again.step("last")) == (2, 6)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
+
+
+def test_checkpoints_of_older_runs_are_judged_by_their_accuracy(tmp_path):
+    """Which stands for the error, beside the headline numbers of those that come after."""
+    state = build(digits()).init()
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state)
+    checkpoints.close()
+    for step, accuracy in ((2, 0.9), (3, -1.0)):  # the last was not evaluated
+        metrics = {"accuracy": accuracy, "crc32": zlib.crc32(repr(accuracy).encode(), checksum(state))}
+        (tmp_path / "checkpoints" / str(step) / "metrics" / "metrics").write_text(json.dumps(metrics))
+    checkpoints = Checkpoints(tmp_path)
+    assert (checkpoints.step("best"), checkpoints.step("last")) == (2, 3)
+    checkpoints.restore(2, state)
+    for step, error, best in ((4, 10.5, 2), (5, 9.5, 5), (6, 9.9, 5)):
+        checkpoints.save(step, state, error)
+        assert checkpoints.step("best") == best
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [5, 6]
+    checkpoints.close()
 
 
 @pytest.mark.slow
@@ -557,8 +578,8 @@ def metrics_of(*bits: str):
 ALONE = {
     "flipped byte": (flip_a_byte, "cannot be restored"),
     "empty metrics": (metrics_of(), "has damaged metrics"),
-    "metrics of another name": (metrics_of("accuracy", "accurecy"), "has damaged metrics"),
-    "metrics of another value": (metrics_of('accuracy": 0.', 'accuracy": 1.'), "do not have the checksum"),
+    "metrics of another name": (metrics_of("headline", "haedline"), "has damaged metrics"),
+    "metrics of another value": (metrics_of('headline": ', 'headline": 1'), "do not have the checksum"),
 }
 
 

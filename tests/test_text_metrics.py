@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from experiments.pages import comparison, report
 from experiments.pages.card import backbone, card
 from experiments.recipe import noise
 from experiments.recipe.build import build
+from experiments.recipe.experiment import Experiment
+from experiments.training.checkpoint import Checkpoints
 from experiments.training.metrics import IMAGES, counted, exits_of, metrics_of, of_text, recorded
 from experiments.training.results import side_by_side
 from experiments.training.trained import restore
@@ -77,6 +80,33 @@ def test_a_head_that_tells_several_tokens_is_judged_by_the_next_one(rule):
     assert exits[0]["loss"] == block["token_1" if "token_1" in block else "exit_1/token_1"]
     assert exits[0]["loss"] != block.get("exit_1", block["loss"])
     assert len(exits) == 2
+
+
+@pytest.mark.parametrize(("said", "best"), [(CHARACTERS, 0), (IMAGES, 1)], ids=["text", "images"])
+def test_the_best_checkpoint_is_best_by_the_number_that_is_compared(said, best, tmp_path):
+    """At the last exit, mean over the seeds. Here the first has the lower loss, the second the higher accuracy."""
+    experiment = build(tiny("backprop"))
+    state = experiment.init()
+    first = [{"loss": 1.0, "accuracy": 0.1}, {"loss": 1.5, "accuracy": 0.4}]
+    second = [{"loss": 3.0, "accuracy": 0.3}, {"loss": 1.7, "accuracy": 0.5}]
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        for step, seeds in enumerate(([first, first], [first, second], [[*first, {"loss": 0.0}]]), 1):
+            checkpoints.save(step, state, said.of_last(seeds))  # the last exit of the third predicts nothing
+        assert (checkpoints.step("best"), checkpoints.step("last")) == (1 + best, 3)
+    assert said.of_last([[*first, {"loss": math.nan, "accuracy": math.nan}]]) is None
+
+
+def test_a_run_keeps_the_checkpoint_of_least_loss(tmp_path, monkeypatch):
+    """A run whose accuracy rises while its loss does."""
+    losses = iter([1.0, 2.0, 3.0])
+
+    def evaluate(self, state):
+        loss = next(losses)
+        return [[{"loss": loss, "accuracy": loss / 10}]]
+
+    monkeypatch.setattr(Experiment, "evaluate", evaluate)
+    train(tiny("backprop", duration="3 steps", eval_every="1 steps"), tmp_path)
+    assert (restore(tmp_path, "best").step, restore(tmp_path).step) == (1, 3)
 
 
 def test_what_is_no_number_is_a_dash_and_what_is_too_large_is_infinite():

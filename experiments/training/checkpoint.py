@@ -6,7 +6,7 @@ Orbax restores a flipped byte as a wrong number, so each checkpoint carries a ch
 import errno
 import json
 import logging
-import operator
+import math
 import os
 import re
 import sys
@@ -29,12 +29,11 @@ from experiments.app.errors import NotSavedError, UserError
 from jaxlocal.executors import TrainState
 
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)  # no checkpoint is to blame
-NOT_EVALUATED = -1.0  # the accuracy of a checkpoint taken between evaluations
-_accuracy = operator.itemgetter("accuracy")
+_NOT_EVALUATED = -1.0  # the accuracy that older runs gave a checkpoint taken between evaluations
 
 
 class Checkpoints:
-    """The checkpoints under ``workdir/checkpoints``: the last two, and the one of best test accuracy."""
+    """The checkpoints under ``workdir/checkpoints``: the last two, and the best by the number that is compared."""
 
     def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
         """Opens them.
@@ -58,21 +57,28 @@ class Checkpoints:
                 read_only=read_only,
                 create=not read_only,
                 preservation_policy=policy.AnyPreservationPolicy(
-                    [policy.LatestN(2), policy.BestN(get_metric_fn=_accuracy, n=1)]
+                    [policy.LatestN(2), policy.BestN(get_metric_fn=_headline, reverse=True, n=1)]
                 ),
-                best_fn=_accuracy,
+                best_fn=_headline,
+                best_mode="min",
                 cleanup_tmp_directories=not read_only,
             ),
         )
 
-    def save(self, step: int, state: TrainState, accuracy: float = NOT_EVALUATED) -> None:
+    def save(self, step: int, state: TrainState, headline: float | None = None) -> None:
         """Saves in the background; a step that is saved already is left alone.
+
+        Args:
+          step: of the state.
+          state: whole.
+          headline: as :meth:`experiments.training.metrics.Metrics.of_last` has it, less is better; None if it was not
+            evaluated.
 
         Raises:
           NotSavedError: if this one, or the one before, cannot be written.
         """
         if step not in self._manager.all_steps():
-            metrics = {"accuracy": accuracy, "crc32": _checksum(state, accuracy)}
+            metrics = {"headline": headline, "crc32": _checksum(state, headline)}
             args = ocp.args.Composite(state=ocp.args.StandardSave(state))
             with self._saving():
                 if not self._manager.save(step, args=args, metrics=metrics):
@@ -88,7 +94,7 @@ class Checkpoints:
         if which == "last":
             return self._manager.latest_step()
         best = self._manager.best_step()
-        return None if best is None or _accuracy(self._manager.metrics(best)) == NOT_EVALUATED else best
+        return None if best is None or _headline(self._manager.metrics(best)) == math.inf else best
 
     def restore(self, step: int, template: TrainState) -> TrainState:
         """Restores a step into the shapes, and onto the devices, of ``template``.
@@ -107,9 +113,10 @@ class Checkpoints:
                 raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"checkpoint {directory} cannot be restored: {reason}") from error
-        if _checksum(state, metrics["accuracy"]) != expected:
+        if _checksum(state, _judged(metrics)) != expected:
             raise UserError(
-                f"checkpoint {directory} cannot be restored: its tensors and accuracy do not have the checksum they had"
+                f"checkpoint {directory} cannot be restored: its tensors and headline number do not have the checksum "
+                "they had"
             )
         return state
 
@@ -190,9 +197,9 @@ def _with_damaged_metrics(directory: Path) -> dict[int, UserError]:
     for path in directory.glob("*/metrics/metrics"):
         try:
             metrics = json.loads(path.read_bytes())
-            kinds = [type(metrics.get(key)) for key in ("accuracy", "crc32")] if isinstance(metrics, dict) else []
-            if kinds != [float, int]:
-                raise ValueError("they have no numbers 'accuracy' and 'crc32'")
+            whole = isinstance(metrics, dict) and metrics.keys() in ({"headline", "crc32"}, {"accuracy", "crc32"})
+            if not whole or not isinstance(_judged(metrics), float | None) or type(metrics["crc32"]) is not int:
+                raise ValueError("they have no numbers 'headline' and 'crc32'")
         except (OSError, ValueError) as error:
             checkpoint = path.parent.parent
             if checkpoint.name.isdigit():
@@ -251,6 +258,19 @@ def plain(x: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
 
 
-def _checksum(state: TrainState, accuracy: float) -> int:
+def _judged(metrics: Mapping[str, Any]) -> float | None:
+    """How the checkpoint was judged: its headline number; in older runs, all of which went by it, its accuracy."""
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["headline"]
+
+
+def _headline(metrics: Mapping[str, Any]) -> float:
+    """Less is better; infinite if it was not evaluated."""
+    judged = _judged(metrics)
+    if judged is None or ("accuracy" in metrics and judged == _NOT_EVALUATED):
+        return math.inf
+    return 100 * (1 - judged) if "accuracy" in metrics else judged
+
+
+def _checksum(state: TrainState, judged: float | None) -> int:
     """Of what a checkpoint holds."""
-    return zlib.crc32(repr(accuracy).encode(), checksum(state))
+    return zlib.crc32(repr(judged).encode(), checksum(state))

@@ -17,14 +17,14 @@ from experiments.app.environment import environment
 from experiments.app.errors import GOES_ON, UserError
 from experiments.app.files import saving
 from experiments.recipe.experiment import Blocks, Experiment
-from experiments.training.checkpoint import NOT_EVALUATED, Checkpoints, has_any
+from experiments.training.checkpoint import Checkpoints, has_any
 from experiments.training.clock import Chrono
 from experiments.training.divergence import DivergedError, Watch, with_other_key
 from experiments.training.metrics import counted, metrics_of
 from experiments.training.notebook import printing_in_place
 from experiments.training.profiling import Profiler
 from experiments.training.record import Recorder
-from experiments.training.results import Results, mean, size_of, tested
+from experiments.training.results import Results, size_of, tested
 from experiments.training.trained import start_from
 from experiments.training.workdir import check, claimed
 from jaxlocal import data
@@ -159,7 +159,7 @@ def _loop(
                 seeds = test(done, state, experiment, recorder)
                 whole = experiment.whole(state)
                 recorder.sync()  # a checkpoint must not outlive the lines before it
-                checkpoints.save(done, whole, mean(seeds)[-1].get("accuracy", NOT_EVALUATED))
+                checkpoints.save(done, whole, metrics_of(experiment).of_last(seeds))
         if stopping:
             stopped_by = _first(received)
             print(f"{stopped_by.name}: saving step {done} (again to give it up)", flush=True)

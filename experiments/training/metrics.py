@@ -44,7 +44,7 @@ class Metrics(NamedTuple):
     Attributes:
       name: of the headline number, in words, without its unit.
       unit: of the headline number.
-      headline: what runs are compared by; less is better.
+      headline: what runs, and checkpoints of a run, are compared by; less is better.
       others: what else a table of exits has; the first of them also where there is little room.
       logged: rows of a log line, of blocks or of exits.
       log: whether curves of the headline number are drawn over a logarithmic axis.
@@ -70,6 +70,11 @@ class Metrics(NamedTuple):
     def title(self) -> str:
         """Of the headline number, where nothing else says of which split it is."""
         return f"{self.name.split()[0]} {self.headline.title}"
+
+    def of_last(self, seeds: Sequence[Blocks]) -> float | None:
+        """The headline number at the last exit, mean over the seeds; None if that is no finite number."""
+        found = self.headline.mean(seeds)[-1]
+        return found if found is not None and math.isfinite(found) else None
 
     def axis(self, where: str = "") -> str:
         """The headline number as a picture's axis has it; ``where`` says at which exits."""
