@@ -150,6 +150,8 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy, tokens: i
 
     Returns:
       An objective whose metrics hold ``accuracy``; with several tokens also ``token_1``, the loss of the next one, etc.
+      It is initialised on positions enough to tell them all. Later it may be given fewer, as where a text is written
+      token by token: then the scores of the next token are all that there is.
 
     Raises:
       ValueError: if ``tokens`` is not positive.
@@ -164,7 +166,9 @@ def readout(head: nn.Module, loss: losses.Loss = losses.cross_entropy, tokens: i
 @same_for_equal_arguments
 def _readout(head: nn.Module, loss: losses.Loss, ahead: int = 0) -> LocalObjective:
     def init(key: Key, carry: Carry, batch: Batch) -> Variables:
-        del batch
+        shape = batch.label.shape
+        if ahead and (len(shape) < 2 or shape[1] <= ahead):
+            raise ValueError(f"tokens {ahead + 1} positions ahead are asked for, of labels of shape {list(shape)}")
         return init_module(head, key, carry)[1]
 
     def apply(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:

@@ -44,13 +44,11 @@ def judged(
       ahead: each position is compared with the label of so many positions later; the last ones with none.
 
     Returns:
-      ``(what the loss returns, accuracy, whole scores)``; the last in float32 or wider.
-
-    Raises:
-      ValueError: if no position has a label so far ahead.
+      ``(what the loss returns, accuracy, whole scores)``; the last in float32 or wider. Where no position has a
+      label so far ahead there are no scores, and loss and accuracy are NaN.
     """
     if ahead:
-        scores, labels = _earlier(scores, labels, ahead), labels[:, ahead:]
+        scores, labels = _earlier(scores, ahead), labels[:, ahead:]
     logits = scores.whole() if isinstance(scores, Scores) else in_float32(scores)
     if not isinstance(scores, Scores) or (pieces := _pieces(logits.shape)) == 1:
         return loss(logits, labels), losses.accuracy(logits, labels), logits
@@ -62,17 +60,15 @@ def judged(
     return value, accuracy, logits
 
 
-def _earlier(scores: Scores | Array, labels: Array, ahead: int) -> Scores | Array:
+def _earlier(scores: Scores | Array, ahead: int) -> Scores | Array:
     """The scores of the positions that have a label so far ahead."""
-    if labels.ndim < 2 or labels.shape[1] <= ahead:
-        raise ValueError(f"tokens {ahead + 1} positions ahead are asked for, of labels of shape {list(labels.shape)}")
     return Scores(scores.features[:, :-ahead], scores.table) if isinstance(scores, Scores) else scores[:, :-ahead]
 
 
 def _pieces(shape: tuple[int, ...]) -> int:
     """The smallest number of equal pieces along the positions of which none is too large."""
     b, t, k = shape
-    return next(n for n in range(1, t + 1) if t % n == 0 and (b * (t // n) * k <= HELD or n == t))
+    return next((n for n in range(1, t + 1) if t % n == 0 and (b * (t // n) * k <= HELD or n == t)), 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

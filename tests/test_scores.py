@@ -49,7 +49,7 @@ def test_the_gradient_of_the_table_is_accumulated_in_float32(given, monkeypatch)
 
 
 def test_a_label_further_ahead(given, monkeypatch):
-    """Position i is compared with label i + 2, in pieces too; the last two positions with none."""
+    """Position i is compared with label i + 2, in pieces too; the last two positions with none; of one, nothing is."""
     x, table, labels = given
     expected = losses.cross_entropy(x[:, :-2] @ table, labels[:, 2:])
     for held in (scores.HELD, 1):
@@ -58,8 +58,11 @@ def test_a_label_further_ahead(given, monkeypatch):
         np.testing.assert_allclose(values, expected, rtol=1e-6)
         assert logits.shape == (B, T - 2, K)
     np.testing.assert_allclose(judged(x @ table, labels, losses.cross_entropy, ahead=2)[0], expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="13 positions ahead"):
-        judged(Scores(x, table), labels, losses.cross_entropy, ahead=T)
+    for scores_ in (Scores(x[:, :1], table), x[:, :1] @ table):
+        value, accuracy, logits = judged(scores_, labels[:, :1], losses.cross_entropy, ahead=2)
+        assert logits.shape == (B, 0, K)
+        assert jnp.isnan(value).all()
+        assert jnp.isnan(accuracy)
 
 
 def test_a_compiled_step_never_holds_all_scores():
