@@ -19,7 +19,7 @@ from experiments.app.program import required, run
 from experiments.cost.compiled import block_costs
 from experiments.drawing import figures
 from experiments.pages.inside import cosines, examples_of, look, rounded, similarities, table_of_blocks, table_of_units
-from experiments.training.metrics import IMAGES
+from experiments.training.metrics import metrics_of
 from experiments.training.trained import restore
 from jaxlocal import diagnostics
 from jaxlocal.executors import MIB
@@ -28,9 +28,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 _AGAINST = flags.DEFINE_string("against", None, "Another run on the same data, as one of backprop.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint of either run.")
 _EXAMPLES = flags.DEFINE_integer(
-    "examples", 512, "Test examples that representations are compared on, and training examples of a gradient.", 2
+    "examples",
+    512,
+    "Test examples (of texts, positions) that representations are compared on, and training examples of a gradient.",
+    2,
 )
-_PROBED = flags.DEFINE_integer("probed", 5000, "Training examples that probes are fitted to, at most.", lower_bound=2)
+_PROBED = flags.DEFINE_integer(
+    "probed", 5000, "Training examples that probes are fitted to, at most; of texts, positions.", lower_bound=2
+)
 
 
 def main() -> None:
@@ -56,6 +61,7 @@ def main() -> None:
     if other and name == other_name:
         name, other_name = str(workdir), _AGAINST.value
     similar = similarities(seen, seen_other or seen)
+    said = metrics_of(run_.experiment)
 
     numbers = {
         "workdir": str(workdir),
@@ -65,16 +71,18 @@ def main() -> None:
         "seed": run_.experiment.config.seed,
         "examples": len(seen.grams[0]),
         "steps": seen.steps,
-        "exit_errors": seen.exits,
-        "errors": seen.errors,
-        "probe_errors": seen.probes,
-        "probe_errors_against": None if seen_other is None else seen_other.probes,
+        "exits_are": said.headline.title,
+        "exits_over_time": seen.over_time,
+        "exits": seen.exits,
+        "probes_are": said.probe.title,
+        "probes": seen.probes,
+        "probes_against": None if seen_other is None else seen_other.probes,
         "gradient_cosines": alignment,
         "cka": similar,
         "temporaries_mib": temporaries,
     }
     found = {
-        "exits": figures.exits(seen.steps, seen.exits, IMAGES.axis(), log=IMAGES.log),
+        "exits": figures.exits(seen.steps, seen.over_time, said.axis(), log=said.log),
         "probes": figures.lines(
             {
                 label: (range(len(x.probes)), x.probes)
@@ -82,7 +90,7 @@ def main() -> None:
                 if x is not None
             },
             "unit",
-            "test error of a linear probe (%)",
+            said.probe_axis,
             marker="o",
         ),
         "gradients": figures.bars(alignment, "block", "cosine, local and end-to-end gradient"),
@@ -102,7 +110,7 @@ def main() -> None:
         for what, figure in found.items():
             figures.save(figure, directory / what)
         write_json(directory / "analysis.json", {key: rounded(value) for key, value in numbers.items()})
-    print(f"\n{table_of_units(run_, seen, seen_other, similar)}\n\n{table_of_blocks(seen, alignment)}")
+    print(f"\n{table_of_units(run_, seen, seen_other, similar)}\n\n{table_of_blocks(run_, seen, alignment)}")
     print(f"\npictures and analysis.json: {directory}")
 
 

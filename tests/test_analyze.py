@@ -42,11 +42,12 @@ def test_the_program_writes_pictures_and_numbers(runs):
     }
     numbers = json.loads((directory / "analysis.json").read_text())
     (last,) = [json.loads(line) for line in (runs / "auglocal" / "metrics.jsonl").read_text().splitlines()][-1:]
-    np.testing.assert_allclose(numbers["exit_errors"][-1], [100 * (1 - x) for x in last["accuracy"]], rtol=1e-4)
+    np.testing.assert_allclose(numbers["exits_over_time"][-1], [100 * (1 - x) for x in last["accuracy"]], rtol=1e-4)
     assert np.sum(numbers["confusion"]) == 100
-    np.testing.assert_allclose(100 - np.trace(numbers["confusion"]), numbers["exit_errors"][-1][-1], atol=1e-3)
+    np.testing.assert_allclose(100 - np.trace(numbers["confusion"]), numbers["exits_over_time"][-1][-1], atol=1e-3)
     assert np.shape(numbers["cka"]) == (6, 6)
-    assert len(numbers["probe_errors"]) == len(numbers["probe_errors_against"]) == 6
+    assert len(numbers["probes"]) == len(numbers["probes_against"]) == 6
+    assert (numbers["exits_are"], numbers["probes_are"]) == ("error %", "error %")
     assert numbers["gradient_cosines"][-1] == pytest.approx(1, abs=1e-4)
     assert all(abs(x) < 1 for x in numbers["gradient_cosines"][:-1])
     assert len(numbers["temporaries_mib"]) == 4
@@ -71,7 +72,7 @@ def test_every_kind_of_rule_is_looked_at(rule, tmp_path):
     assert len(seen.probes) == len(seen.grams) == 6
     assert np.all(np.isfinite(seen.probes))
     assert len(inside.cosines(run)) == len(run.experiment.blocks)
-    assert len(inside.table_of_blocks(seen, inside.cosines(run)).splitlines()) == 2 + len(run.experiment.blocks)
+    assert len(inside.table_of_blocks(run, seen, inside.cosines(run)).splitlines()) == 2 + len(run.experiment.blocks)
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ class Metrics(NamedTuple):
       headline: what runs, and checkpoints of a run, are compared by; less is better.
       others: what else a table of exits has; the first of them also where there is little room.
       logged: rows of a log line, of blocks or of exits.
+      probe: of a linear probe, of which there is an accuracy and no more.
       log: whether curves of the headline number are drawn over a logarithmic axis.
       counted: what the throughput is of: ``images`` or ``tokens``.
       rate: its unit.
@@ -57,6 +58,7 @@ class Metrics(NamedTuple):
     headline: Metric
     others: tuple[Metric, ...]
     logged: tuple[Metric, ...]
+    probe: Metric
     log: bool
     counted: str
     rate: str
@@ -79,6 +81,11 @@ class Metrics(NamedTuple):
     def axis(self, where: str = "") -> str:
         """The headline number as a picture's axis has it; ``where`` says at which exits."""
         return f"{self.name}{where and f' {where}'} ({self.unit})"
+
+    @property
+    def probe_axis(self) -> str:
+        """The number of a linear probe as a picture's axis has it."""
+        return f"{self.name.split()[0]} {self.probe.title.split()[0]} of a linear probe (%)"
 
     def lines(self, seeds: Sequence[Blocks]) -> str:
         """A row for each of the logged numbers, first to last, mean over the seeds."""
@@ -120,12 +127,15 @@ def _at_exits(name: str, of: Callable[[float], float]) -> Callable[[Blocks], lis
     return lambda blocks: [of(exit[name]) if exit else None for exit in exits_of(blocks)]
 
 
+_ERROR = Metric("error %", ".2f", exit_errors)
+
 IMAGES = Metrics(
     name="test error",
     unit="%",
-    headline=Metric("error %", ".2f", exit_errors),
+    headline=_ERROR,
     others=(),
     logged=(Metric("loss", "5.3f", _at_blocks("loss")), Metric("accuracy %", "5.1f", _at_blocks("accuracy", 100))),
+    probe=_ERROR,
     log=True,
     counted="images",
     rate="img/s",
@@ -149,7 +159,7 @@ def of_text(unit: str, *, smoothed: bool) -> Metrics:
     accuracy = Metric("accuracy %", ".2f", _at_exits("accuracy", lambda accuracy: 100 * accuracy))
     others = (accuracy,) if smoothed else (bits, perplexity, accuracy)
     logged = tuple(metric._replace(form=metric.form.replace(".", "7.")) for metric in (nats, *others))
-    return Metrics("validation loss", per, nats, others, logged, log=False, counted="tokens", rate="tokens/s")
+    return Metrics("validation loss", per, nats, others, logged, accuracy, log=False, counted="tokens", rate="tokens/s")
 
 
 def metrics_of(experiment: Experiment) -> Metrics:

@@ -58,14 +58,17 @@ def fit_probe(x: Float[Array, "n d"], labels: Int[Array, "n"], num_classes: int,
     mean, deviation = jnp.mean(x, axis=0), jnp.std(x, axis=0)
     deviation = jnp.where(deviation > 0, deviation, 1.0)
     x = (x - mean) / deviation
-    targets = jnp.eye(num_classes, dtype=x.dtype)[labels]
-    bias = jnp.mean(targets, axis=0)
     second = jnp.matmul(x.T, x, precision=_EXACT) / len(x) + strength * jnp.eye(x.shape[1], dtype=x.dtype)
-    weights = jax.scipy.linalg.solve(second, jnp.matmul(x.T, targets - bias, precision=_EXACT) / len(x), assume_a="pos")
-    return Probe(mean, deviation, weights, bias)
+    # X has no mean, so that of Y changes nothing, and targets need not be written out: classes may be many.
+    product = jax.ops.segment_sum(x, labels, num_classes).T / len(x)
+    bias = jnp.bincount(labels, length=num_classes).astype(x.dtype) / len(x)
+    return Probe(mean, deviation, jax.scipy.linalg.solve(second, product, assume_a="pos"), bias)
 
 
 def probe_accuracy(probe: Probe, x: Float[Array, "n d"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """The fraction of examples that a probe tells the class of."""
-    scores = jnp.matmul((x - probe.mean) / probe.deviation, probe.weights, precision=_EXACT) + probe.bias
-    return jnp.mean(jnp.argmax(scores, axis=1) == labels, dtype=jnp.float32)
+    """The fraction of examples that a probe tells the class of; scores of a thousand are held at a time."""
+
+    def told(x: Float[Array, "d"]) -> Int[Array, ""]:
+        return jnp.argmax(jnp.matmul((x - probe.mean) / probe.deviation, probe.weights, precision=_EXACT) + probe.bias)
+
+    return jnp.mean(jax.lax.map(told, x, batch_size=1000) == labels, dtype=jnp.float32)
