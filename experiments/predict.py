@@ -1,23 +1,26 @@
-r"""The classes that a trained network takes image files for.
+r"""What a trained network takes files for: the classes of images, or how well it tells texts.
 
 .. code-block:: shell
 
     python -m experiments.predict --workdir=/tmp/digits one.png two.png
+    python -m experiments.predict --workdir=/tmp/shakespeare sonnet.txt
 
 Of images of any size the part that evaluation would see is resized to what the network was trained on, and
 normalised as there.
 Classes are numbers, in the order of the data set.
+
+Texts are files in UTF-8 (any files, where bytes were trained on). Every token but the first is told from those before
+it in its window; the numbers are means over them.
 """
 
 import json
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from experiments.app.errors import UserError
 from experiments.app.program import required, run
-from experiments.training.classify import predict, read
+from experiments.training import classify, reading
 from experiments.training.trained import restore
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
@@ -25,19 +28,13 @@ _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which c
 
 
 def main(*files: str) -> None:
-    """One line of JSON for each image."""
+    """One line of JSON for each file."""
     if not files:
-        raise UserError("no image given: name files after the flags, as --workdir=DIR one.png two.png")
+        raise UserError("no file given: name images or texts after the flags, as --workdir=DIR one.png two.png")
     trained = restore(Path(required(_WORKDIR, "the directory of the run")), _CHECKPOINT.value).one_seed()
-    size = trained.experiment.config.eval_batch_size
-    for start in range(0, len(files), size):
-        names = files[start : start + size]
-        exits = predict(trained, np.stack([read(Path(name), trained.experiment.dataset) for name in names]))
-        for name, of_image in zip(names, exits.swapaxes(0, 1), strict=True):
-            best = np.argsort(-of_image[-1])[:3]
-            likely = {str(k): round(float(of_image[-1, k]), 4) for k in best}
-            by_exit = [int(k) for k in np.argmax(of_image, axis=1)]
-            print(json.dumps({"image": name, "class": int(best[0]), "probabilities": likely, "exits": by_exit}))
+    look = reading if trained.experiment.task.each else classify
+    for line in look.lines(trained, files):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from experiments.trials.cases import Case, built
 from experiments.trials.combinations import combinations, settled_by
 from jaxlocal import data
 from jaxlocal.executors import Cost
-from tests.programs import assert_one_line_error, program, train
+from tests.programs import program, train
 
 CHARACTERS = of_text("character", smoothed=False)
 BLOCKS = [{"loss": 2 * math.log(2), "accuracy": 0.25}, {"loss": math.log(3), "accuracy": 0.5}]
@@ -361,9 +361,3 @@ def test_a_plan_for_a_language_model():
 def test_the_smoke_form_learns_at_a_rate_of_its_kind():
     assert backprop_shakespeare.get_config("smoke").learning_rate == 1e-3
     assert common.finish(common.cifar10(), "smoke").learning_rate == 0.05
-
-
-@pytest.mark.slow
-def test_predict_refuses_a_text(runs):
-    done = program("predict", f"--workdir={runs['deep'][0]}", "any.png")
-    assert_one_line_error(done, "image any.png: the run is on a text")

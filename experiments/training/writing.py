@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments.app.errors import UserError, user_input
+from experiments.training.reading import known
 from experiments.training.trained import Trained
 from jaxlocal.sampling import continued, sampler
 
@@ -38,9 +39,7 @@ def write(
     with user_input("sampling"):
         draw = sampler(experiment.task.num_classes, temperature, top_k)
     with user_input("prompt"):
-        given = text.encode(prompt)  # type: ignore[attr-defined]  # a text has it
-        if strange := [token for token in given if token >= experiment.task.num_classes]:
-            raise UserError(f"prompt: token {strange[0]} is none of the network's {experiment.task.num_classes}")
+        given = known(text.encode(prompt), experiment, "prompt")  # type: ignore[attr-defined]  # a text has it
         tokens = continued(
             experiment.blocks[:exit_],
             experiment.feed,

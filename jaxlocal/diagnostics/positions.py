@@ -7,9 +7,7 @@ from jaxtyping import Array, Int, Num
 from jaxlocal.variables import Key
 
 
-def drawn_positions(
-    key: Key, first: Int[Array, ""] | int, n: int, context: int, each: int
-) -> Int[Array, "{n} {each}"]:
+def drawn_positions(key: Key, first: Int[Array, ""] | int, n: int, context: int, each: int) -> Int[Array, "{n} {each}"]:
     """Positions of windows, none of them twice; they follow from key and window, whatever batches windows come in.
 
     Args:
