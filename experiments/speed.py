@@ -55,10 +55,10 @@ _COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _against_torch(layout: str) -> Callable[[Numbers, Numbers], str]:
-    def say(x: Numbers, base: Numbers) -> str:
+def _against_torch(layout: str) -> Callable[[Numbers, Numbers], str | None]:
+    def say(x: Numbers, base: Numbers) -> str | None:
         del base
-        return f"{np.median(x['torch'][layout]):.2f}" if "torch" in x else "-"
+        return f"{np.median(x['torch'][layout]):.2f}" if layout in x.get("torch", {}) else None
 
     return say
 
@@ -66,6 +66,7 @@ def _against_torch(layout: str) -> Callable[[Numbers, Numbers], str]:
 _AGAINST_TORCH: tuple[Column, ...] = (
     ("time ÷ PyTorch's, channels last", _against_torch("channels_last")),
     ("NCHW", _against_torch("contiguous_format")),
+    ("time ÷ PyTorch's", _against_torch("tokens")),
 )
 _HEIGHT: Height = ("time of an update ÷ backprop's", lambda x, _: x["time"])
 
@@ -113,8 +114,7 @@ def measure(group: Sequence[Case]) -> dict[Case, Numbers]:
         }
         if case.baseline in updates:  # within a round: machines' speeds drift
             numbers[case]["time"] = float(np.median(took / updates[case.baseline]))
-        names = {layout: f"{case.label()}, {layout}" for layout in torch_twin.LAYOUTS}
-        of_twin = {layout: rounds[name] for layout, name in names.items() if name in twins}
+        of_twin = {name.rpartition(", ")[2]: rounds[name] for name in twins if name.rpartition(", ")[0] == case.label()}
         if of_twin:
             numbers[case]["torch"] = {layout: (took / np.array(its)).tolist() for layout, its in of_twin.items()}
             numbers[case]["torch_seconds"] = {layout: float(np.median(its)) for layout, its in of_twin.items()}

@@ -98,7 +98,7 @@ def test_what_is_no_text_of_the_run_is_one_line(trained, content, words, tmp_pat
 def test_a_network_that_diverged_is_one_line(trained, tmp_path):
     (tmp_path / "a").write_text("to be")
     nothing = trained._replace(state=jax.tree.map(lambda x: x if x.ndim < 2 else x * jnp.nan, trained.state))
-    with pytest.raises(UserError, match="text .*a: the network's scores are NaN: take a checkpoint"):
+    with pytest.raises(UserError, match=r"text .*a: the network's scores are NaN: take a checkpoint"):
         next(lines(nothing, [str(tmp_path / "a")]))
 
 

@@ -18,6 +18,15 @@ from jaxlocal.variables import size
 
 ORDER = ("conv1", "bn1", "conv2", "bn2", "proj_conv", "proj_bn")  # of a residual unit; convolutions of a head, below
 CASE = Case("resnet(depth=8,width=4)", 8, "float32", 16, 10, "backprop", "-", "fused", 1)
+GPT = CASE._replace(model="gpt(layers=3,heads=2,features=16,context=8,vocabulary=11,bias=True)")
+PLAIN = "gpt(layers=3,heads=2,features=16,context=8,vocabulary=11)"
+ON_TOKENS = [
+    GPT,
+    CASE._replace(model=PLAIN, rule="greedy", cuts="2,3"),
+    GPT._replace(rule="dgl(width=0.5)", cuts="2"),
+    GPT._replace(rule="auglocal(depth=1)", cuts="1,2,3"),
+    GPT._replace(rule="auglocal(depth=2)", cuts="1,2,3"),
+]
 CASES = [
     CASE,
     CASE._replace(rule="dgl(width=0.5)", cuts="all"),
@@ -65,8 +74,74 @@ def test_losses_are_ours(case):
     np.testing.assert_allclose(losses, [block["loss"] for block in metrics], rtol=1e-5)
 
 
+def pairs(theirs, ours):
+    """Parameters of ours in the order of theirs."""
+    order = ("tokens", "positions", "norm1", "qkv", "projection", "norm2", "hidden", "output", "norm", "dense")
+    order += ("unit_", "units_", "head", "layer", "kernel", "scale", "bias")
+
+    def walk(tree):
+        def place(name):
+            return order.index(name.rstrip("0123456789") if name.startswith("unit") else name), name
+
+        if not hasattr(tree, "items"):
+            return [np.asarray(tree)]
+        # a head of copies ends in an output, which is also what the last dense layer of a layer is called
+        ends = [name for name in tree if name == "output" and any(other.startswith("units_") for other in tree)]
+        names = sorted((name for name in tree if name not in ends), key=place) + ends
+        return [leaf for name in names for leaf in walk(tree[name])]
+
+    return zip(theirs, walk(ours), strict=True)
+
+
+@needs_torch
+@pytest.mark.parametrize("case", ON_TOKENS, ids=lambda case: case.label())
+def test_losses_on_tokens_are_ours_before_and_after_an_update(case):
+    torch = pytorch()
+    experiment = built(case)
+    state = experiment.init()
+    twin = twin_of(case, experiment.network)
+    assert has_twin(case)
+    assert twin.parameters == size([block.variables["params"] for block in state.blocks])
+    modules = [torch.nn.ModuleList(pair) for pair in zip(twin.blocks, twin.heads, strict=True)]
+    with torch.no_grad():
+        for module, block in zip(modules, state.blocks, strict=True):
+            named = [(name, p) for name, p in module.named_parameters()]
+            for (name, theirs), ours in pairs(named, block.variables["params"]):
+                table = "tokens" in name or "positions" in name
+                theirs.copy_(torch.tensor(ours if table or ours.ndim < 2 else ours.T))
+    for group in (group for optimizer in twin.optimizers for group in optimizer.param_groups):
+        group["lr"] = float(experiment.schedule(0))
+    rng = np.random.default_rng(0)
+    tokens, label = rng.integers(11, size=(2, 8, 8), dtype=np.int32)
+    step = jax.jit(functools.partial(train_step, experiment.blocks, experiment.feed, experiment.optimizer))
+    for _ in range(2):
+        losses = twin.step(torch.tensor(tokens), torch.tensor(label, dtype=torch.long))
+        with jax.numpy_dtype_promotion("standard"):
+            state, metrics = step(state, Batch(tokens, label))
+        np.testing.assert_allclose(losses, [block["loss"] for block in metrics], rtol=1e-5)
+
+
+@needs_torch
+def test_steps_on_tokens_take_time():
+    experiment = built(GPT)
+    parameters = size([b.variables["params"] for b in jax.eval_shape(experiment.init).blocks])
+    (run,) = steps(GPT, experiment.network, parameters).values()
+    assert 0 < run(1) < 60
+
+
 @pytest.mark.parametrize(
-    "other", [{"dtype": "bfloat16"}, {"rule": "greedy"}, {"executor": "streamed"}, {"model": "vgg"}, {"accumulate": 2}]
+    "other",
+    [
+        {"dtype": "bfloat16"},
+        {"rule": "greedy"},
+        {"executor": "streamed"},
+        {"model": "vgg"},
+        {"accumulate": 2},
+        {"model": PLAIN.replace("gpt(", "gpt(rotary=True,")},
+        {"model": PLAIN.replace("gpt(", "gpt(dropout=0.1,")},
+        {"model": PLAIN, "rule": "greedy(tokens=2)"},
+        {"model": PLAIN, "rule": "predsim"},
+    ],
 )
 def test_what_has_no_twin(other):
     assert not has_twin(CASE._replace(**other))
