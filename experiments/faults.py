@@ -4,7 +4,10 @@ r"""Injects faults into training runs, and holds what they leave against a run t
 
     python -m experiments.faults --kills=50 --limits=20 --workdir=/tmp/faults
     python -m experiments.faults --soak=20000 --workdir=/tmp/soak
+    python -m experiments.faults --kills=5 --workdir=/tmp/text \
+        --config=experiments/configs/backprop_shakespeare.py:smoke --config.rule=greedy --config.cuts=3
 
+Of a config that is given the runs have sixty steps, whatever it says; the default is an MLP of four blocks on digits.
 After each fault a run has to end with bitwise the same parameters, metrics file and best checkpoint, or to stop with
 one line. Everything goes to ``summary.json``; where ``lost`` in it is not 0, something came out otherwise, and the exit
 code is 1. Kills take about five seconds each.
@@ -18,9 +21,11 @@ from absl import flags
 
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
-from experiments.app.program import required, run
-from experiments.trials.injected import Outcome, cuts, kills, limits, poison, small, soak
+from experiments.app.program import config_flag, required, run
+from experiments.training.workdir import check
+from experiments.trials.injected import Outcome, cuts, kills, limits, poison, short, small, soak
 
+_CONFIG = config_flag("What is trained: a file of experiments/configs.", small)
 _KILLS = flags.DEFINE_integer("kills", 0, "How often a run is killed at a random moment.", lower_bound=0)
 _LIMITS = flags.DEFINE_integer("limits", 0, "How often files may not grow beyond a random limit.", lower_bound=0)
 _CUT = flags.DEFINE_bool("cut", True, "Empty and halve every file of a checkpoint, one after another.")
@@ -33,7 +38,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and summary.json
 def main() -> int:
     """Runs what the flags ask for; exit code 1 if anything was lost."""
     workdir, rng = directory(Path(required(_WORKDIR, "a directory for the runs"))), random.Random(_SEED.value)
-    summary: dict[str, Any] = {}
+    config, summary = short(_CONFIG()), dict[str, Any]()
 
     def note(what: str, found: dict[str, Any]) -> None:
         summary[what] = found
@@ -41,8 +46,9 @@ def main() -> int:
         print(f"{what}: {found}", flush=True)
 
     whole = workdir / "whole"
+    check(whole, config)
     if not whole.exists():
-        outcome = Outcome(small(), whole)
+        outcome = Outcome(config, whole)
         if outcome.code:
             raise UserError(f"the undisturbed run ended with code {outcome.code}: {outcome.errors[-300:]}")
     if _KILLS.value:
@@ -52,9 +58,9 @@ def main() -> int:
     if _LIMITS.value:
         note("limits", limits(_LIMITS.value, whole, workdir / "limited", rng))
     if _POISON.value:
-        note("poison", poison(workdir / "poisoned"))
+        note("poison", poison(config, workdir / "poisoned"))
     if _SOAK.value:
-        note("soak", soak(_SOAK.value, workdir / "soak"))
+        note("soak", soak(config, _SOAK.value, workdir / "soak"))
     return int(any(found["lost"] for found in summary.values()))
 
 

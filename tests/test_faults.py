@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.app.errors import BAD_INPUT, NOT_SAVED, NotSavedError, UserError
+from experiments.configs import backprop_shakespeare
 from experiments.training import loop
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.workdir import claimed
 from experiments.trials import injected
 from experiments.trials.injected import Outcome, small
 from jaxlocal.executors import TrainState
-from tests.programs import train
+from tests.programs import ROOT, assert_one_line_error, program, train
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,17 @@ def test_a_second_run_in_the_workdir_is_refused(tmp_path):
         assert not (tmp_path / "checkpoints").exists()
     with claimed(tmp_path, config, {}, {}):  # whose it is again
         pass
+
+
+def test_what_is_trained_is_a_choice_and_the_same_one_in_a_directory(tmp_path):
+    """Of a config that is given the length is set, and nothing else."""
+    given = backprop_shakespeare.get_config("smoke")
+    changed = {key: x for key, x in injected.short(given).items() if x != given[key]}
+    assert changed == {"duration": "60 steps", "eval_every": "10 steps", "log_every": "1 steps"}
+    with claimed(tmp_path / "whole", small(), {}, {}):
+        pass
+    config = f"--config={ROOT / 'experiments' / 'configs' / 'backprop_shakespeare.py'}:smoke"
+    assert_one_line_error(program("faults", f"--workdir={tmp_path}", config), "whole holds a run with config.")
 
 
 @pytest.mark.slow
@@ -115,7 +127,7 @@ def test_every_file_of_a_checkpoint_may_be_cut(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_long_run_does_not_grow(tmp_path):
-    found = injected.soak(2000, tmp_path)
+    found = injected.soak(small(), 2000, tmp_path)
     assert found["lost"] == 0, found
 
 
@@ -130,7 +142,7 @@ def test_what_every_evaluation_leaves_behind_is_noticed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "test", leaking)
     try:
-        assert injected.soak(2000, tmp_path)["lost"] == 2
+        assert injected.soak(small(), 2000, tmp_path)["lost"] == 2
     finally:
         finished.set()
         for file in kept:

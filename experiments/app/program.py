@@ -88,19 +88,25 @@ def _call_as_dict(argument: str) -> str:
     return f"--{flag}={parse_call(text, flag)}"
 
 
-def config_flag(meaning: str, *, runs: bool = True) -> Callable[[], ConfigDict]:
+def config_flag(
+    meaning: str, default: Callable[[], ConfigDict] | None = None, *, runs: bool = True
+) -> Callable[[], ConfigDict]:
     """Defines ``--config`` and its overrides ``--config.field=value``; returns what reads it.
 
     Args:
       meaning: for ``--help``.
+      default: what is read if none is given.
       runs: whether the program runs what is built of the config, which devices that are only described cannot.
 
-    The reader raises UserError if no config was given, its file could not be read, or it cannot be run.
+    The reader raises UserError if no config was given and there is no default, its file could not be read, or it
+    cannot be run.
     """
     holder = config_flags.DEFINE_config_file("config", None, meaning)
 
     def read() -> ConfigDict:
         if holder.value is None:
+            if default:
+                return default()
             raise UserError("--config is needed, as in --config=experiments/configs/auglocal_digits.py")
         try:
             config = holder.value.copy_and_resolve_references()

@@ -28,8 +28,9 @@ from experiments.recipe.registry import RULES
 from experiments.training.checkpoint import checksum
 from experiments.training.loop import train_and_evaluate
 from experiments.training.trained import restore
+from experiments.training.workdir import load_config
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut
+from jaxlocal.objective import Batch, Carry, ObjectiveOut
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables
@@ -62,7 +63,7 @@ def poisoned(rule: Rule, block: int = 0, step: int = 0, seed: int = 0, device: i
 
         inner = local.objectives[block]
         objectives = list(local.objectives)
-        objectives[block] = LocalObjective(inner.init, apply, inner.sync)
+        objectives[block] = inner._replace(apply=apply)
         return network, local._replace(objectives=tuple(objectives))
 
     return wrapped
@@ -75,6 +76,12 @@ def small(**changes: Any) -> ConfigDict:
     config.rule = ConfigDict({"name": "man", "rule": {"name": "greedy"}})
     config.schedule = "constant"
     config.batch_size = 32
+    return short(config, **changes)
+
+
+def short(config: ConfigDict, **changes: Any) -> ConfigDict:
+    """The config for a run of sixty steps that is saved at every tenth, unless a change says otherwise."""
+    config = ConfigDict(config.to_dict())
     config.duration, config.eval_every, config.log_every = f"{STEPS} steps", "10 steps", "1 steps"
     for field, value in changes.items():
         config[field] = value
@@ -143,7 +150,7 @@ def kills(times: int, whole: Path, workdir: Path, rng: random.Random) -> dict[st
     """Kills a run again and again, then lets it end."""
     shutil.rmtree(workdir, ignore_errors=True)
     began, steps, tracebacks, runs, lost = time.monotonic(), [], 0, 0, 0
-    config = small()
+    config = load_config(whole)
     alone = Outcome(config, workdir)  # as long as a run takes from beginning to end
     longest = time.monotonic() - began
     shutil.rmtree(workdir)
@@ -192,7 +199,7 @@ def cuts(whole: Path, workdir: Path, damages: Sequence[str] = ("emptied", "halve
                 target.unlink()
             else:
                 os.truncate(target, target.stat().st_size // 2 if how == "halved" else 0)
-            outcome = Outcome(small(), workdir)
+            outcome = Outcome(load_config(whole), workdir)
             tracebacks += outcome.traceback
             aside = (workdir / "damaged").exists()
             good = outcome.code == 0 and same(whole, workdir)
@@ -205,16 +212,17 @@ def cuts(whole: Path, workdir: Path, damages: Sequence[str] = ("emptied", "halve
 
 def limits(times: int, whole: Path, workdir: Path, rng: random.Random) -> dict[str, Any]:
     """Lets no file grow beyond a random limit, until the run ends with one line; then lifts the limit."""
+    config = load_config(whole)
     largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
     codes, tracebacks, lines, equal = [], 0, 0, 0
     for _ in range(times):
         shutil.rmtree(workdir, ignore_errors=True)
         limit = max(512, int(largest ** rng.uniform(0.3, 1)))  # stderr is a file, too, and has to hold the line
-        outcome = Outcome(small(), workdir, limit=limit)
+        outcome = Outcome(config, workdir, limit=limit)
         codes.append(outcome.code)
         tracebacks += outcome.traceback
         lines += outcome.code == 0 or sum(line.startswith("error: ") for line in outcome.errors.splitlines()) == 1
-        equal += Outcome(small(), workdir).code == 0 and same(whole, workdir)
+        equal += Outcome(config, workdir).code == 0 and same(whole, workdir)
     return {
         "injected": times,
         "stopped": sum(code == NOT_SAVED for code in codes),
@@ -225,21 +233,21 @@ def limits(times: int, whole: Path, workdir: Path, rng: random.Random) -> dict[s
     }
 
 
-def poison(workdir: Path) -> dict[str, Any]:
+def poison(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """NaN in each block, under each ``on_divergence``."""
     found: dict[str, Any] = {}
-    for block in range(4):
+    for block in range(len(build(config).blocks)):
         for action, code in (("stop", DIVERGED), ("skip", 0), ("rollback", 0)):
             shutil.rmtree(workdir, ignore_errors=True)
-            rule = {"name": "poisoned", "rule": small().rule.to_dict(), "block": block, "step": POISONED}
-            outcome = Outcome(small(rule=ConfigDict(rule), on_divergence=action), workdir)
+            rule = {"name": "poisoned", "rule": config.rule.to_dict(), "block": block, "step": POISONED}
+            outcome = Outcome(short(config, rule=ConfigDict(rule), on_divergence=action), workdir)
             named = f"block {block} diverged at step {POISONED + 1} (" in outcome.errors
             saved = (workdir / "postmortem" / f"step_{POISONED + 1}.npz").exists()
             found[f"block {block}, {action}"] = outcome.code == code and named and saved and not outcome.traceback
     return {"injected": len(found), "outcomes": found, "lost": len(found) - sum(found.values())}
 
 
-def soak(steps: int, workdir: Path) -> dict[str, Any]:
+def soak(config: ConfigDict, steps: int, workdir: Path) -> dict[str, Any]:
     """A long run, and what grows in it after its first tenth."""
     compiled, samples, ended = [0], [], threading.Event()
 
@@ -266,8 +274,8 @@ def soak(steps: int, workdir: Path) -> dict[str, Any]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     evaluations = 20
-    config = small(
-        duration=f"{steps} steps", eval_every=f"{steps // evaluations} steps", log_every=f"{steps // 100} steps"
+    config = short(
+        config, duration=f"{steps} steps", eval_every=f"{steps // evaluations} steps", log_every=f"{steps // 100} steps"
     )
     began = time.monotonic()
     train_and_evaluate(build(config), workdir)
