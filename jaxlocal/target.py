@@ -11,8 +11,8 @@ import jax
 _TARGET: ContextVar[jax.Device | None] = ContextVar("target")
 
 
-def target() -> jax.Device | None:
-    """The device that what is traced now will run on: JAX's first, unless a placement says so; None for any."""
+def target() -> Any:
+    """The ``jax.Device`` that what is traced now will run on: JAX's first, unless a placement says so; None for any."""
     return _TARGET.get() if _TARGET.get(_UNSAID) is not _UNSAID else jax.devices()[0]
 
 
