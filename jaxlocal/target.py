@@ -3,20 +3,17 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 
-_TARGET: ContextVar[jax.Device | None] = ContextVar("target")
+_UNSAID = "unsaid"
+_TARGET = jax.make_user_context(_UNSAID)  # a part of what traces are kept by
 
 
 def target() -> Any:
     """The ``jax.Device`` that what is traced now will run on: JAX's first, unless a placement says so; None for any."""
-    return _TARGET.get() if _TARGET.get(_UNSAID) is not _UNSAID else jax.devices()[0]
-
-
-_UNSAID: Any = object()
+    return jax.devices()[0] if _TARGET.value == _UNSAID else _TARGET.value
 
 
 @contextlib.contextmanager
@@ -25,15 +22,14 @@ def compiling_for(device: jax.Device | None) -> Iterator[None]:
 
     Within ``compiling_for(None)`` no other device is taken.
     """
-    said = _TARGET.set(device if _TARGET.get(device) is not None else None)
-    try:
+    with _TARGET(None if _TARGET.value is None else device):
         yield
-    finally:
-        _TARGET.reset(said)
 
 
 def traced_for(device: jax.Device, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f``, for this device when it is traced."""
+    if device == jax.devices()[0]:  # what is unsaid
+        return f
 
     @functools.wraps(f, updated=())
     def traced(*args: Any) -> Any:

@@ -161,16 +161,18 @@ class DataParallel:
         axes, device = {"in_axes": inputs, "out_axes": outputs}, self.devices[0]
         if self._mapping == "shard_map":
             options = compiler_options(device.platform) if ordered else None
-            program = jax.jit(traced_for(device, mapped), donate_argnums=donate_argnums, compiler_options=options)
+            inner = traced_for(device, mapped)
+            program = jax.jit(inner, donate_argnums=donate_argnums, compiler_options=options)
         else:
             traced = traced_for(device, f)
             program = jax.pmap(traced, AXIS, **axes, devices=self.devices, donate_argnums=donate_argnums)
+            inner = program
 
         def part(*args: Any) -> Any:
             one = _mapped(lambda x: x[:1], inputs, args)
             return jax.vmap(f, in_axes=inputs, axis_name=AXIS, axis_size=1)(*one)
 
-        return _Placed(program, self.devices, part)
+        return _Placed(program, self.devices, inner, part)
 
     def replicate(self, tree: Any) -> Any:
         return _put(self, tree, self.sharding(None))
@@ -202,14 +204,24 @@ class _Placed:
     Args:
       program: runs, and is lowered.
       devices: that it is compiled for.
+      inner: what it is within another program, which has compiler options of its own.
       part: the same computation on one device, of the same arguments or of their shapes, if the program itself
         cannot be counted.
     """
 
-    def __init__(self, program: Any, devices: tuple[jax.Device, ...], part: Callable[..., Any] | None = None) -> None:
-        self._program, self._part, self.devices, self.lower = program, part, devices, program.lower
+    def __init__(
+        self,
+        program: Any,
+        devices: tuple[jax.Device, ...],
+        inner: Callable[..., Any],
+        part: Callable[..., Any] | None = None,
+    ) -> None:
+        self._program, self._inner, self._part = program, inner, part
+        self.devices, self.lower = devices, program.lower
 
     def __call__(self, *args: Any) -> Any:
+        if is_traced(args):
+            return self._inner(*args)
         with uncached():
             return self._program(*args)
 
@@ -230,7 +242,7 @@ def _jitted(placement: Placement, f: Callable[..., Any], donate_argnums: Any, or
     options = compiler_options(device.platform) if ordered else None
     program = jax.jit(traced_for(device, f), donate_argnums=donate_argnums, compiler_options=options, **where)
     counted = f if only_described or device.platform == "gpu" else None  # nobody counts what a kernel of cuDNN's does
-    return _Placed(program, placement.devices, counted)
+    return _Placed(program, placement.devices, f, counted)
 
 
 def is_here(placement: Placement) -> bool:
