@@ -21,6 +21,7 @@ SHORT = {
     "3_where_the_memory_goes": "depth, batch_size, blocks, batch_sizes = 8, 64, (1, 4), (32, 64)",
     "4_write_your_own_rule": 'duration, compared = "3 epochs", ("two_heads", "backprop")',
     "5_learning_without_backprop": ('layers, denoising, steps, denoisers = "2 epochs", "2 epochs", 3, ("noprop_dt",)'),
+    "6_a_gpt_in_blocks": "steps = 20",
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
