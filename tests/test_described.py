@@ -220,3 +220,45 @@ def test_grids_of_tpus_compile_data_parallel_and_in_stages(tpu):
     staged = pipelined(t.blocks, t.feed, toy.OPTIMIZER, placements=halves, starts=(2,)).programs(state, of_two)
     assert [program.devices for program in staged] == [tpu[:2], tpu[2:]]
     chex.assert_tree_all_finite(jnp.array([cost_of(staged, 16).total, cost_of(staged, 16).moved]))
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("plan", ("--model=mlp", "--rule=greedy")),
+        ("memory", ("--models=mlp", "--rules=greedy")),
+        ("show", ("--config=experiments/configs/auglocal_digits.py:smoke",)),
+    ],
+)
+def test_programs_name_the_devices_that_there_are(program, flags, tmp_path):
+    where = () if program != "memory" else (f"--workdir={tmp_path / 'memory'}",)
+    programs.assert_one_line_error(programs.program(program, *flags, "--device=h10", *where), "h10", "choose v100")
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+def test_programs_tell_what_a_step_takes_there(tmp_path):
+    done = programs.program(
+        "memory",
+        "--models=resnet(depth=8,width=4)",
+        "--rules=dgl",
+        "--batch_sizes=16",
+        "--executors=fused",
+        "--device=v5e:2x2",
+        f"--workdir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "on v5e:2x2" in table
+    for title in ("GB moved", "MB sent", "ms at least"):
+        assert title in table
+    planned = programs.program(
+        "plan",
+        "--model=resnet(depth=8,width=4)",
+        "--rule=greedy",
+        "--batch_size=16",
+        "--executor=fused",
+        "--device=v5e",
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert "fits 16,384.0 MiB at batch size 16" in planned.stdout
