@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxlocal.executors.accelerators import is_described
 from jaxlocal.executors.collectives import collectives
-from jaxlocal.executors.described import is_described
 from jaxlocal.executors.state import Program
 
 MIB = 2**20

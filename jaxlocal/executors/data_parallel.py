@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxlocal.axis import DataAxis
+from jaxlocal.executors.accelerators import is_described
 from jaxlocal.executors.compiler import compiler_options, uncached
-from jaxlocal.executors.described import is_described
 from jaxlocal.target import compiling_for, traced_for
 from jaxlocal.variables import abstract, nbytes
 
