@@ -3,9 +3,13 @@
 Programs that the tests start are left as a user has them.
 """
 
+import gc
+import itertools
 import os
 import tempfile
+from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Before jaxlocal or jax are imported: tests must not read or fill the user's cache. All workers of
@@ -24,3 +28,20 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)  # small programs: most of the time is compilation
+
+MOST_MAPS = (
+    30_000  # of the 65,530 that Linux gives a process by default; beyond these a compiler ends in a segmentation fault
+)
+
+
+@pytest.fixture(autouse=True)
+def _programs_leave_room():
+    """Every compiled program keeps some mappings of memory, and a worker compiles thousands."""
+    yield
+    maps = Path("/proc/self/maps")
+    if next(_TESTS) % 8 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
+_TESTS = itertools.count()
