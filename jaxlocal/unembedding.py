@@ -41,7 +41,7 @@ def tied(inner: LocalObjective) -> LocalObjective:
 
 
 @same_for_equal_arguments
-def following(inner: LocalObjective, decay: float) -> LocalObjective:
+def following(inner: LocalObjective, decay: float, dtype: Any = None) -> LocalObjective:
     """The unembedding of the head is a moving average of the last block's: no gradient is taken for it.
 
     It starts at a draw of its own. After each step, ``average <- decay average + (1 - decay) last``, by
@@ -50,6 +50,7 @@ def following(inner: LocalObjective, decay: float) -> LocalObjective:
     Args:
       inner: an objective with one head that ends in a dense layer without bias, and no sync.
       decay: in [0, 1); with 0 it is the last block's as it was a step ago.
+      dtype: that it is kept in; None for the last block's.
     """
     average = optax.ema(decay, debias=False)
 
@@ -57,7 +58,7 @@ def following(inner: LocalObjective, decay: float) -> LocalObjective:
         """The table among the averages."""
         path, table = _table(variables["params"])
         rest = {p: x for p, x in traverse_util.flatten_dict(variables["params"]).items() if p != path}
-        averages = traverse_util.unflatten_dict({path: table})
+        averages = traverse_util.unflatten_dict({path: table.astype(dtype)})
         return {**variables, "params": traverse_util.unflatten_dict(rest), EMA: averages}
 
     def whole(variables: Variables) -> Variables:
@@ -77,7 +78,7 @@ def following(inner: LocalObjective, decay: float) -> LocalObjective:
         path, table = _table(variables[EMA])
         old = optax.EmaState(jnp.zeros((), jnp.int32), table)
         new = average.update(_table(peer["head"])[1], old)[1].ema
-        return {**variables, EMA: traverse_util.unflatten_dict({path: new})}
+        return {**variables, EMA: traverse_util.unflatten_dict({path: new.astype(table.dtype)})}
 
     return LocalObjective(init, apply, sync, peer="last", lent=inner.lent)
 
