@@ -100,9 +100,10 @@ def named(plan: Measured) -> str:
 
 def table_of_units(units: Sequence[UnitCost]) -> str:
     """Every unit as a block of its own."""
-    rows = [("unit", "kind", "output", "temporaries MiB", "MFLOP / example", "in its head")]
+    rows = [("unit", "kind", "output", "temporaries MiB", "MFLOP / example", "in its head", "parameters in its head")]
     for i, unit in enumerate(units):
-        numbers = (f"{unit.temporaries / MIB:,.1f}", f"{unit.unit / 1e6:,.1f}", f"{unit.head / 1e6:,.1f}")
+        flops = (f"{unit.unit / 1e6:,.1f}", f"{unit.head / 1e6:,.1f}")
+        numbers = (f"{unit.temporaries / MIB:,.1f}", *flops, f"{unit.parameters:,}")
         rows.append((str(i), unit.kind, "x".join(map(str, unit.output)), *numbers))
     return aligned(rows)
 

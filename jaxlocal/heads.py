@@ -7,6 +7,7 @@ a head has a ``width``, it multiplies the features of its hidden layers.
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,21 +133,24 @@ class ConvMlp(nn.Module):
     Attributes:
       num_classes: k.
       width: of the hidden layers, relative to the block's output.
+      most: features that a hidden layer has at most; None for no limit.
     """
 
     num_classes: int
     width: float = 1.0
+    most: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
         x = as_image(x)
-        features, side = scaled(x.shape[-1], self.width), math.ceil(x.shape[1] / 4)
+        side, most = math.ceil(x.shape[1] / 4), self.most or sys.maxsize
+        features = min(scaled(x.shape[-1], self.width), most)
         x = adaptive_average_pool(x, side)
         for i in range(1, 4):
             x = conv(features, 1, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(not train, name=f"conv{i}_bn")(x))
         x = flatten(adaptive_average_pool(x, min(side, 2)))
-        features = x.shape[-1]
+        features = min(x.shape[-1], most)
         for i in range(1, 3):
             x = dense(x, features, use_bias=False, name=f"dense{i}")
             x = nn.relu(BatchNorm(not train, name=f"dense{i}_bn")(x))

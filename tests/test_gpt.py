@@ -112,6 +112,11 @@ def test_what_makes_no_transformer(options, words):
         models.gpt(**{**OPTIONS, **options})
 
 
+def test_heads_of_tokens_take_no_limit_of_features():
+    with pytest.raises(ValueError, match="most is for heads of images"):
+        made(rules.dgl(most=8))
+
+
 def test_more_tokens_than_the_context_are_refused():
     embedding, *_ = models.gpt(**OPTIONS)
     with pytest.raises(ValueError, match="9 tokens for a context of 8"):

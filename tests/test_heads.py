@@ -39,6 +39,13 @@ def test_wider_heads_have_more_parameters(make):
     assert size(parameters(make(0.5))) < size(parameters(make(1.0))) < size(parameters(make(2.0)))
 
 
+@pytest.mark.parametrize(("most", "shapes"), [(None, [6, 6, 6, 24, 24]), (16, [6, 6, 6, 16, 16]), (4, [4] * 5)])
+def test_hidden_layers_of_dgl_have_at_most_so_many_features(most, shapes):
+    params = parameters(ConvMlp(10, most=most))
+    layers = ("conv1", "conv2", "conv3", "dense1", "dense2")
+    assert [params[layer]["kernel"].shape[-1] for layer in layers] == shapes
+
+
 @pytest.mark.parametrize(
     ("side", "channels", "left"),
     [(32, 16, (4, 8)), (16, 32, (4, 4)), (8, 64, (2, 4)), (96, 16, (3, 6)), (48, 32, (3, 3)), (24, 64, (2, 3))],

@@ -122,6 +122,7 @@ def test_units_have_the_heads_that_they_would_end_a_block_with():
     assert [unit.output for unit in units] == [(64,)] * 8
     assert all(unit.temporaries > 0 and unit.unit > 0 and unit.head > 0 for unit in units)
     assert units[0].head > 5 * units[-1].head  # two units and a classifier, and a classifier
+    assert [unit.parameters for unit in units] == [2 * 65 * 64 + 65 * 10] * 5 + [65 * 10] * 3
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from jaxlocal.executors import Cost, OneDevice, Program, accelerator, cost_of, s
 from jaxlocal.executors.cost import Analysis
 from jaxlocal.feed import chain
 from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync
-from jaxlocal.variables import Key, Variables, abstract, nbytes
+from jaxlocal.variables import Key, Variables, abstract, nbytes, pick, size
 
 _known: dict[str, Analysis] = {}  # of this process: candidates of a search have most of their programs in common
 
@@ -93,6 +93,7 @@ class UnitCost(NamedTuple):
       temporaries: bytes.
       unit: floating-point operations per example, of the update without the head.
       head: likewise, of the head.
+      parameters: numbers that the head learns.
     """
 
     kind: str
@@ -100,6 +101,7 @@ class UnitCost(NamedTuple):
     temporaries: int
     unit: float
     head: float
+    parameters: int
 
 
 class BlockCost(NamedTuple):
@@ -108,6 +110,7 @@ class BlockCost(NamedTuple):
     temporaries: int
     units: float
     head: float
+    parameters: int
 
 
 def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
@@ -154,13 +157,15 @@ def _cost(
     """What the update of a block takes as the first of a network, on inputs like ``carry``; and what it puts out."""
     fed, where = batch._replace(input=carry), OneDevice(experiment.placement.devices[0])
 
-    def program(block: Block) -> Program:
+    def program(block: Block) -> tuple[Program, Variables]:
         executor = streamed((block,), chain(), optimizer, dtype=experiment.dtype, placement=where)
-        return executor.programs(jax.eval_shape(executor.init, jax.random.key(0), fed), fed)[-1]
+        state = jax.eval_shape(executor.init, jax.random.key(0), fed)
+        return executor.programs(state, fed)[-1], state.blocks[0].variables
 
-    whole, b = program(block), batch.label.shape[0]
-    of, own = cost_of([whole], b, _known), program(block._replace(objective=_NO_HEAD)).flops() / b
-    return BlockCost(of.temporaries, own, of.flops - own), whole.lowered.out_info[1]
+    (whole, variables), b = program(block), batch.label.shape[0]
+    of, own = cost_of([whole], b, _known), program(block._replace(objective=_NO_HEAD))[0].flops() / b
+    parameters = size(pick({"params": variables["params"]}, "head"))
+    return BlockCost(of.temporaries, own, of.flops - own, parameters), whole.lowered.out_info[1]
 
 
 def _silent(variables: Variables, carry: Carry, batch: Batch, key: Key, *, train: bool) -> ObjectiveOut:
