@@ -6,17 +6,25 @@ r"""Memory of the compiled step: models x rules x cuts x batches x executors x d
         --rules='remat(backprop),remat(backprop,every=3),dgl,auglocal(depth=2)' --cuts=all,even:4,balanced:4 \
         --batch_sizes=128,1024 --executors=fused,streamed --accumulate=1,4 --workdir=/tmp/memory
 
-With ``--device=h100`` (or ``v5e``, ``h100:8``, ...) programs are compiled for a device that is not here, and what they
-move and the least time that they take are told beside; see ``docs/accelerators.md``. See ``docs/memory.md``. Each
-case is one line of ``memory.jsonl`` as soon as it is done; interrupted, the same command goes on. ``table.md`` and
-``memory.png`` (memory against computation) are written at the end. ``--measure_peak`` runs steps, each case in a
-process of its own, for the peak that the device reports (on a CPU: the process's).
+See ``docs/memory.md``. Each case is one line of ``memory.jsonl`` as soon as it is done; interrupted, the same command
+goes on. ``table.md`` and ``memory.png`` (memory against computation) are written at the end. ``--measure_peak`` runs
+steps, each case in a process of its own, for the peak that the device reports (on a CPU: the process's).
+
+.. code-block:: shell
+
+    python -m experiments.memory --models='resnet(depth=32)' --rules='remat(backprop),dgl' --batch_sizes=1024 \
+        --executors=fused --device=here,h100,v5e --largest --workdir=/tmp/devices
+
+compiles for devices that are not here, too, and tells what programs move and the least time that they take; see
+``docs/accelerators.md``. Of several devices there is one more picture, ``devices.png``. ``--largest`` looks for the
+largest batch of each case that the device's memory holds, by compiling some more.
 """
 
 import contextlib
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from absl import flags
@@ -24,20 +32,39 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from experiments.app.errors import UserError
 from experiments.app.program import run
+from experiments.cost.largest import largest
 from experiments.cost.timed import measure_alone
+from experiments.drawing.figures import by_device
+from experiments.recipe.experiment import Experiment
 from experiments.trials.cases import Case, built, define_flags, parse_cases
-from experiments.trials.frontier import MEMORY, Column, Height, Log, Numbers, analyse, attempt, report, shown
-from jaxlocal.executors import ACCELERATORS, MIB
+from experiments.trials.frontier import (
+    MEMORY,
+    Column,
+    Height,
+    Log,
+    Numbers,
+    OutOfMemoryError,
+    analyse,
+    attempt,
+    memory_suffices,
+    report,
+    shown,
+)
+from jaxlocal.executors import ACCELERATORS, MIB, accelerator
 
 define_flags(flags.FLAGS)
-_DEVICE = flags.DEFINE_string(
-    "device", "", f"A device to compile for instead of this one: {', '.join(ACCELERATORS)}; several: h100:8, v5e:4x4."
+_DEVICE = flags.DEFINE_list(
+    "device",
+    ["here"],
+    f"Devices to compile for: here, {', '.join(ACCELERATORS)}; several of a kind: h100:8, v5e:4x4.",
 )
 _CACHED = flags.DEFINE_bool("cached", False, "Time compilation from a full cache, too.")
+_LARGEST = flags.DEFINE_bool("largest", False, "Look for the largest batch that fits the device, within 2%.")
 _MEASURE_PEAK = flags.DEFINE_bool("measure_peak", False, "Run steps of each case for the peak that is reported.")
 
 _COLUMNS: tuple[Column, ...] = (
     *MEMORY,
+    ("largest batch", lambda x, _: f"{x['largest']:,}" if x.get("largest") is not None else None),
     ("measured peak MiB", lambda x, _: shown(x.get("peak"), 1 / MIB)),
     ("programs", lambda x, _: str(x["programs"])),
     ("lower s", lambda x, _: shown(x["lower_seconds"])),
@@ -79,24 +106,69 @@ def measure(case: Case) -> Numbers:
         if _CACHED.value:
             jax.clear_caches()
             numbers["cached_seconds"] = analyse(experiment)["compile_seconds"]
+    if _LARGEST.value:
+        numbers["largest"] = largest_batch(case, experiment, numbers)
     if _MEASURE_PEAK.value:
         numbers["peak"] = attempt(case, lambda _: {"peak": measure_alone(experiment).peak}).get("peak")
     return numbers
 
 
+def memory_of(device: str) -> int | None:
+    """Bytes that programs may use on a device that is described, or on the one here; None if that is not known."""
+    if device:
+        return accelerator(device).memory
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def largest_batch(case: Case, experiment: Experiment, numbers: Numbers) -> int | None:
+    """The examples of the largest batch that the case's devices hold, to within 2%; None where that is not asked."""
+    budget, n = memory_of(case.device), len(experiment.placement.devices)
+    if budget is None or case.accumulate > 1:
+        return None
+
+    def total(of_a_device: int) -> float:
+        print(f"  batch {n * of_a_device}", flush=True)
+        try:
+            with empty_cache(), memory_suffices():
+                return analyse(built(case._replace(batch_size=n * of_a_device)))["total"]
+        except OutOfMemoryError:
+            return math.inf
+
+    return n * largest(total, budget, {case.batch_size // n: numbers["total"]})
+
+
+def ratios(log: Log, cases: Sequence[Case], axis: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Memory relative to backprop's on the same device: by group, by case, by device."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for case in cases:
+        x, base = log.known[case], log.known[case.baseline]
+        if "skipped" not in x and "skipped" not in base and case != case.baseline:
+            rows = found.setdefault(case._replace(device="").group, {})
+            rows.setdefault(case.label(f" (K={x['blocks']})"), {})[case.device or "here"] = x[axis] / base[axis]
+    return found
+
+
 def main() -> None:
     """Measures what is not known yet, then writes the table and the picture."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # peaks are measured by other processes
-    cases, log = parse_cases(flags.FLAGS, _DEVICE.value), Log(flags.FLAGS.workdir, "memory")
-    if _DEVICE.value and _MEASURE_PEAK.value:
-        raise UserError(f"--measure_peak with --device={_DEVICE.value}: it is not here, so no step runs on it")
-    asked = {name for name, flag in (("cached_seconds", _CACHED), ("peak", _MEASURE_PEAK)) if flag.value}
+    devices = ["" if name == "here" else name for name in _DEVICE.value]
+    cases, log = parse_cases(flags.FLAGS, devices), Log(flags.FLAGS.workdir, "memory")
+    if _MEASURE_PEAK.value and any(devices):
+        raise UserError(f"--measure_peak with --device={','.join(_DEVICE.value)}: no step runs on what is not here")
+    if _LARGEST.value and not any(map(memory_of, devices)):
+        raise UserError("--largest: how much memory the device here has is not known; give one, as --device=h100")
+    flags_of = {"cached_seconds": _CACHED, "peak": _MEASURE_PEAK, "largest": _LARGEST}
+    asked = {name for name, flag in flags_of.items() if flag.value}
     for i, case in enumerate(cases):
         known = log.known.get(case)
         if known is None or ("skipped" not in known and not asked <= known.keys()):
             print(f"[{i + 1}/{len(cases)}] {case.group}: {case.label()}", flush=True)
             log.add(case, attempt(case, measure))
     report(log, cases, _COLUMNS, flags.FLAGS.axis, _HEIGHT, "memory.png")
+    if len(devices) > 1:
+        axis, path = flags.FLAGS.axis, log.workdir / "devices.png"
+        by_device(ratios(log, cases, axis), f"{axis} memory of a step ÷ backprop's on the same device", path)
+        print(f"picture: {path}")
 
 
 if __name__ == "__main__":

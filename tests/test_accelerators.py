@@ -3,6 +3,7 @@
 Tests that compile for a TPU are slow ones, and want libtpu (``make test-devices`` has it).
 """
 
+import json
 import re
 
 import chex
@@ -92,7 +93,7 @@ def test_what_is_traced_knows_its_device_and_nothing_within_any_does():
     assert target() == first
 
 
-@pytest.mark.parametrize("name", ["greedy", "man"])
+@pytest.mark.parametrize("name", ["greedy", pytest.param("man", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("executor", [fused, streamed])
 def test_programs_for_a_described_device_are_those_of_training(name, executor, last_is_described):
     t = toy.make(ROWS[name][0])
@@ -229,6 +230,11 @@ def test_grids_of_tpus_compile_data_parallel_and_in_stages(tpu):
     chex.assert_tree_all_finite(jnp.array([cost_of(staged, 16).total, cost_of(staged, 16).moved]))
 
 
+def test_the_largest_batch_wants_a_memory(tmp_path):
+    done = programs.program("memory", "--models=mlp", "--rules=greedy", "--largest", f"--workdir={tmp_path / 'x'}")
+    programs.assert_one_line_error(done, "--largest: how much memory the device here has is not known")
+
+
 @pytest.mark.parametrize(
     ("program", "flags"),
     [
@@ -251,12 +257,21 @@ def test_programs_tell_what_a_step_takes_there(tmp_path):
         "--rules=dgl",
         "--batch_sizes=16",
         "--executors=fused",
-        "--device=v5e:2x2",
+        "--device=here,v5e:2x2",
+        "--largest",
         f"--workdir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
     assert "on v5e:2x2" in table
+    assert (tmp_path / "devices.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (tmp_path / "memory.jsonl").read_text().splitlines()]
+    assert [(line["case"]["device"], line["case"]["rule"]) for line in lines] == [
+        (device, rule) for device in ("", "v5e:2x2") for rule in ("backprop", "dgl")
+    ]
+    found = [line["numbers"]["largest"] for line in lines]
+    assert found[:2] == [None, None]
+    assert all(n > 100_000 and n % 4 == 0 for n in found[2:])
     for title in ("GB moved", "MB sent", "ms at least"):
         assert title in table
     planned = programs.program(

@@ -64,6 +64,60 @@ def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, pa
     figure.savefig(path, dpi=130)
 
 
+def by_device(panels: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, path: Path) -> None:
+    """A panel for each group, a row for each case in it, and a mark for each device; 1 is what all are relative to."""
+    devices = list(dict.fromkeys(name for rows in panels.values() for marks in rows.values() for name in marks))
+    heights = [0.9 + 0.23 * len(rows) for rows in panels.values()]
+    figure = Figure(figsize=(8.5, sum(heights) + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        for i, device in enumerate(devices):
+            at = [(marks[device], y) for y, marks in enumerate(rows.values()) if device in marks]
+            style = {"marker": "o^sDvP"[i % 6], "color": f"C{i % 10}", "linestyle": "none", "markersize": 6}
+            ax.plot(*zip(*at, strict=True), label=device, **style) if at else None
+        ax.axvline(1, color="0.4", linewidth=0.8, zorder=0)
+        ax.set(xscale="log", yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6))
+        ax.set_yticklabels(rows, fontsize=8)
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.grid(alpha=0.3)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    axes[-1].set_xlabel(xlabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=6, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+class Trade(NamedTuple):
+    """A row of a benchmark: its name, memory and FLOPs relative to the first one's, its error, and that's deviation."""
+
+    name: str
+    memory: float
+    flops: float
+    error: float
+    deviation: float
+
+
+def trades(points: Sequence[Trade], ylabel: str, title: str, path: Path) -> None:
+    """Error against memory and against FLOPs; the first point is what both are relative to."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, xlabel, of in ((axes[0], "memory", "memory"), (axes[1], "FLOPs", "flops")):
+        for i, point in enumerate(points):
+            colour = matplotlib.colormaps["tab20"](i % 20)
+            at = getattr(point, of), point.error
+            ax.errorbar(*at, point.deviation, fmt="o", color=colour, capsize=3)
+            ax.annotate(point.name, at, (5, 3), textcoords="offset points", fontsize=8, color=colour)
+        ax.axhline(points[0].error, color="0.4", linewidth=0.8, zorder=0)
+        ax.axvline(1, color="0.4", linewidth=0.8, zorder=0)
+        ax.set_xlabel(f"{xlabel} of a step ÷ {points[0].name}'s")
+        ax.margins(x=0.15)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(ylabel)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
 def scaling(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
     """Speed-up over the number of devices, a line for each way to use them."""
     figure = Figure(figsize=(8, 5), layout="constrained")

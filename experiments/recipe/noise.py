@@ -60,7 +60,7 @@ def noise(model: Mapping[str, Any], side: int, classes: int, examples: int = 102
     return config
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # the last one: of large batches they are large
 def dataset(name: str, windows: Windows | None = None) -> data.Input:
     """The data set of a recipe on noise: one for all that are measured; with the windows of a language model."""
     if windows:

@@ -91,7 +91,7 @@ def over_time(history: Sequence[Mapping[str, Any]], metric: Metric) -> tuple[lis
     return steps, np.array([np.mean(of_seeds(metric, tested(history, step)), axis=0) for step in steps])
 
 
-def by_block(metric: Metric, exits: Sequence[float], num_blocks: int) -> list[str]:
+def by_block(metric: Metric, exits: Sequence[float] | np.ndarray, num_blocks: int) -> list[str]:
     """Numbers of exits for a table of blocks; one block may have several exits."""
     shown = [metric.said(x) for x in exits]
     return shown if len(shown) == num_blocks else [", ".join(shown)]

@@ -102,16 +102,20 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Where measurements, table and picture go.", flag_values=values)
 
 
-def parse_cases(values: flags.FlagValues, device: str = "") -> list[Case]:
-    """All cases, on a device that is described if one is given, groups one after the other, backprop first in each.
+def parse_cases(values: flags.FlagValues, devices: Sequence[str] = ("",)) -> list[Case]:
+    """All cases on each of the devices, groups one after the other, backprop first in each.
 
     Backprop and what wraps it have no cuts, and one block needs one executor only; the others do not accumulate.
+
+    Args:
+      values: of the flags.
+      devices: that are described; the empty one is this machine's own.
 
     Raises:
       UserError: if a flag makes no sense for any case.
     """
-    if device:
-        with user_input("--device"):
+    with user_input("--device"):
+        for device in filter(None, devices):
             described(device)
     models, rules = parse_calls(values.models, "models"), parse_calls(values.rules, "rules")
     units = [make("model", MODELS, spec) for spec in models.values()]
@@ -124,7 +128,7 @@ def parse_cases(values: flags.FlagValues, device: str = "") -> list[Case]:
     dtypes = [one_of("dtype", name.strip(), tuple(DTYPES)) for name in values.dtypes.split(",")]
     batch_sizes, accumulate = _numbers("batch_sizes", values.batch_sizes), _numbers("accumulate", values.accumulate)
     cases = []
-    for model, batch_size, dtype in product(models, batch_sizes, dtypes):
+    for model, batch_size, dtype, device in product(models, batch_sizes, dtypes, devices):
         for rule, spec in ({"backprop": {"name": "backprop"}} | rules).items():
             whole = innermost(spec)["name"] == "backprop"
             ways = product(["-"], ["fused"], [1, *accumulate]) if whole else product(cuts, executors, [1])

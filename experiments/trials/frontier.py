@@ -86,15 +86,19 @@ def attempt(case: Case, measure: Callable[[Case], Numbers]) -> Numbers:
         return {"skipped": str(error)}
 
 
+class OutOfMemoryError(UserError):
+    """The device has not enough memory."""
+
+
 @contextlib.contextmanager
 def memory_suffices(what: str = "it") -> Iterator[None]:
-    """Within, a device that runs out of memory is a :class:`UserError`."""
+    """Within, a device that runs out of memory is an :class:`OutOfMemoryError`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"the device has not enough memory for {what}") from error
+        raise OutOfMemoryError(f"the device has not enough memory for {what}") from error
 
 
 def mib(field: str) -> tuple[Column, Column]:
