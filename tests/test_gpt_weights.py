@@ -151,6 +151,7 @@ def test_gelu_by_tanh():
         models.gpt(gated=True, approximate=True)
 
 
+@pytest.mark.slow
 def test_an_imported_run_writes(tmp_path):
     """From the file to a text, by the programs."""
     of = golden(TIED)

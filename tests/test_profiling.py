@@ -78,6 +78,7 @@ def test_the_table_adds_up():
     assert "10 more" in table(many, 1)
 
 
+@pytest.mark.slow
 def test_training_prints_where_the_time_goes(tmp_path):
     flags = ["--config=experiments/configs/auglocal_digits.py:smoke", "--config.duration=7 steps", "--profile"]
     done = program("train", *flags, f"--workdir={tmp_path}")

@@ -94,6 +94,7 @@ def read_until(process: subprocess.Popen, beginning: str) -> None:
     assert any(line.startswith(beginning) for line in process.stdout)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     """SIGINT saves; the same command goes on; metrics lines are neither lost nor repeated."""
     flags = [DIGITS, "--config.duration=60 steps", "--config.eval_every=20 steps", "--config.log_every=1 steps"]

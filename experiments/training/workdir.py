@@ -34,6 +34,10 @@ _ADDED = (
 )
 
 
+class InUseError(UserError):
+    """Another process trains in the directory."""
+
+
 @contextmanager
 def claimed(
     workdir: Path, config: FrozenConfigDict, about: Mapping[str, Any], environment: Mapping[str, str]
@@ -78,7 +82,7 @@ def _locked(workdir: Path) -> Iterator[None]:
                 file.flush()
             except BlockingIOError:
                 holder = (workdir / "lock").read_text() or "another process"
-                error = UserError(f"workdir {workdir} is in use by {holder}: give another one, or let that run end")
+                error = InUseError(f"workdir {workdir} is in use by {holder}: give another one, or let that run end")
             except OSError as raised:
                 error = UserError(f"workdir {workdir} cannot be written: {raised.strerror}")
         if processes.agreed(error is not None):
@@ -94,14 +98,27 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """
     if not holds_run(workdir):
         return
-    both = (load_record(workdir)["config"], json.loads(json.dumps(config.to_dict())))
-    theirs, ours = ({k: v for k, v in c.items() if k not in _FREE} for c in both)
-    if differing := _differences(theirs, ours):
-        field, old, new = differing[0]
+    if found := differing(load_record(workdir)["config"], config):
+        field, old, new = found[0]
         raise UserError(
             f"workdir {workdir} holds a run with {field}={old!r}, now {new!r} is given: "
             "give another --workdir, or the old config to go on"
         )
+
+
+def differing(recorded: Mapping[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """``(field, recorded, now)`` wherever a recorded config has another value, but where that hardly touches results.
+
+    Fields that the recorded one is too old to have are as the shared configs say.
+    """
+    both = (_with_added(recorded), json.loads(json.dumps(config.to_dict())))
+    theirs, ours = ({k: v for k, v in c.items() if k not in _FREE} for c in both)
+    return _differences(theirs, ours)
+
+
+def _with_added(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    shared = common.digits()
+    return {**{name: shared[name] for name in _ADDED}, **recorded}
 
 
 def _check_data(workdir: Path, before: Any, now: Any) -> None:
@@ -158,8 +175,7 @@ def load_record(workdir: Path) -> dict[str, Any]:
     for field in ("about", "environment"):
         if not isinstance(content.get(field, {}), dict):
             raise UserError(f"{path} is damaged (field {field!r} holds no names)")
-    shared = common.digits()
-    content["config"] = {**{name: shared[name] for name in _ADDED}, **content["config"]}
+    content["config"] = _with_added(content["config"])
     return content
 
 

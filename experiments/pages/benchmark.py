@@ -1,0 +1,171 @@
+"""What a benchmark found: a page of tables, and a picture of each task."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.drawing.figures import Trade, trades
+from experiments.drawing.tables import aligned, spread
+from experiments.recipe.suite import Suite, Task, command
+from experiments.training.metrics import IMAGES, Metrics, of_text
+from experiments.training.results import best_exit
+from jaxlocal.executors import MIB
+
+Line = Mapping[str, Any]  # of a run
+
+
+class Summary(NamedTuple):
+    """A row over its seeds.
+
+    Attributes:
+      lines: of the runs that ended.
+      exits: the headline number at every exit, ``[seeds, exits]``.
+      failed: why a run did not end, if one did not.
+    """
+
+    lines: Sequence[Line]
+    exits: np.ndarray
+    failed: str
+
+    @property
+    def last(self) -> np.ndarray:
+        """The headline number at the last exit, ``[seeds]``."""
+        return self.exits[:, -1]
+
+
+def metrics_of(line: Line) -> Metrics:
+    """What is said of a run's task."""
+    return of_text(line["unit"], smoothed=line["smoothed"]) if line["unit"] else IMAGES
+
+
+def summaries(task: Task, lines: Sequence[Line]) -> dict[str, Summary]:
+    """The rows of a task that have any runs, by name."""
+    found = {}
+    for row in task.rows:
+        runs = [line for line in lines if (line["task"], line["row"]) == (task.name, row.name)]
+        ended = [line for line in runs if not line["failed"]]
+        if runs:
+            exits = [[math.nan if x is None else x for x in headline(line)] for line in ended]
+            failed = next((line["failed"] for line in runs if line["failed"]), "")
+            found[row.name] = Summary(ended, np.array(exits, float), failed)
+    return found
+
+
+def headline(line: Line) -> Sequence[float | None]:
+    """The headline number at every exit of a run."""
+    return metrics_of(line).headline.at(line["exits"])
+
+
+def page(suite: Suite, lines: Sequence[Line], how: str) -> str:
+    """The page, in Markdown.
+
+    Args:
+      suite: whose tasks and rows stand in it.
+      lines: one of each run.
+      how: the command that makes it.
+    """
+    texts = [f"# {suite.title}", "", f"```\n{how}\n```", ""]
+    texts += [f"{words}." for words in sorted({_where(line) for line in lines})]
+    for task in suite.tasks:
+        if found := summaries(task, lines):
+            texts += ["", f"## {task.title}", "", _table(task, found), "", *_commands(task, found)]
+    texts += ["", _NOTE, ""]
+    return "\n".join(texts)
+
+
+_NOTE = (
+    "Mean and sample deviation over seeds. *Memory* is the highest point of a step by the compiler's analysis, the "
+    "data set apart; *time* is a step's, by turns with the first row's while the suite ran. ÷ is relative to the first "
+    "row. *Hours* are those of a run, whatever else the machine did."
+)
+
+
+def _table(task: Task, found: Mapping[str, Summary]) -> str:
+    some = next(line for of in found.values() for line in (*of.lines, None))
+    if some is None:
+        return "No run has ended."
+    said = metrics_of(some)
+    base = next((of.lines[0] for name, of in found.items() if name == task.rows[0].name and of.lines), None)
+    titles = ("rule", "blocks", "cuts", "seeds", f"last exit, {said.headline.title}", "published", "best exit")
+    costs = ("MFLOP / example", "÷", "memory MiB", "÷", "time ÷", "hours")
+    rows: list[Sequence[str]] = [(*titles, *costs, "")]
+    for row in task.rows:
+        of = found.get(row.name)
+        if of is None:
+            continue
+        note = "; ".join(filter(None, (row.note, of.failed)))
+        if not of.lines:
+            rows.append((_shown(row), *["-"] * 4, row.published or "-", *["-"] * 7, note))
+            continue
+        line = of.lines[0]
+        cells = (
+            _shown(row),
+            str(len(line["cuts"]) + 1),
+            ",".join(map(str, line["cuts"])) or "-",
+            str(len(of.lines)),
+            spread(of.last, said.headline.form),
+            row.published or "-",
+            best_exit(said.headline, np.mean(of.exits, axis=0)),
+        )
+        rows.append((*cells, *_costs(line, base), f"{np.mean([x['seconds'] for x in of.lines]) / 3600:.2f}", note))
+    return aligned(rows)
+
+
+def _costs(line: Line, base: Line | None) -> tuple[str, ...]:
+    """FLOPs and memory, and both and the time relative to the first row's."""
+
+    def ratio(field: str) -> str:
+        return f"{line[field] / base[field]:.2f}" if base else "-"
+
+    time = "-" if line["time"] is None else f"{line['time']:.2f}"
+    return f"{line['flops'] / 1e6:,.1f}", ratio("flops"), f"{line['total'] / MIB:,.1f}", ratio("total"), time
+
+
+def _shown(row: Any) -> str:
+    """The rule, and what else differs but the cuts, which have a column."""
+    return ", ".join([row.rule, *(f"{name}={value}" for name, value in row.set.items())])
+
+
+def _commands(task: Task, found: Mapping[str, Summary]) -> list[str]:
+    rows = [row for row in task.rows if row.name in found]
+    words = [f"{command(task, row)}" for row in rows]
+    return [
+        "<details><summary>Each by itself (seeds by --config.seed)</summary>",
+        "",
+        "```",
+        *words,
+        "```",
+        "",
+        "</details>",
+    ]
+
+
+def _where(line: Line) -> str:
+    of = line["environment"]
+    return f"{of['device']}, {of['host_cpus']} cores; Python {of['python']}, jax {of['jax']}, code {of['code']}"
+
+
+def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
+    """Error against memory and against FLOPs, of each task with several rows; the files that were written."""
+    written = []
+    for task in suite.tasks:
+        found = {name: of for name, of in summaries(task, lines).items() if of.lines and not np.isnan(of.last).any()}
+        if task.rows[0].name not in found or len(found) < 2:
+            continue
+        base, said = found[task.rows[0].name].lines[0], metrics_of(found[task.rows[0].name].lines[0])
+        points = [
+            Trade(
+                name.replace("@cuts=", " "),
+                of.lines[0]["total"] / base["total"],
+                of.lines[0]["flops"] / base["flops"],
+                float(np.mean(of.last)),
+                float(np.std(of.last, ddof=1)) if len(of.last) > 1 else 0.0,
+            )
+            for name, of in found.items()
+        ]
+        written.append(where / f"{task.name}.png")
+        trades(points, said.axis("at the last exit"), task.title, written[-1])
+    return written
