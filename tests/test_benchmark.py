@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from experiments import benchmark
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.pages.benchmark import page
 from experiments.recipe.registry import make_rule
 from experiments.recipe.suite import Row, Suite, Task, chosen, command, read, recipe
+from experiments.trials.runs import built, lines_of, to_go
 from tests.programs import assert_one_line_error, program
 
 TINY = """
@@ -83,7 +83,7 @@ def test_what_is_no_suite(tiny, old, new, words):
 def test_what_is_no_recipe_is_said_before_anything_trains(tiny, old, new, words):
     tiny.write_text(TINY.replace(old, new))
     with pytest.raises(UserError, match=words):
-        benchmark.built(read(str(tiny)), [])
+        built(read(str(tiny)), [])
 
 
 def test_suites_and_tasks_that_are_not_there(tiny):
@@ -117,7 +117,7 @@ def test_a_line_of_another_recipe_does_not_count(tmp_path, tiny):
     lines[1]["config"]["executor"] = "streamed"  # which changes no result
     path = tmp_path / "runs.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"task": "dig')
-    assert sorted(benchmark.lines_of(path, suite)) == [
+    assert sorted(lines_of(path, suite)) == [
         ("digits", "backprop", 1),
         ("digits", "greedy", 0),
         ("digits", "greedy", 1),
@@ -159,10 +159,10 @@ def test_the_page_says_what_the_lines_say(tiny):
 
 def test_what_is_to_go_is_told_from_what_is_most_like_it():
     known = {("a", "x", 0): {"seconds": 7200.0}, ("a", "y", 0): {"seconds": 3600.0}, ("b", "x", 0): {"seconds": None}}
-    assert benchmark.to_go(known, [("a", "x", 1)]) == "2.0 h"
-    assert benchmark.to_go(known, [("a", "z", 0)]) == "1.5 h"
-    assert benchmark.to_go(known, [("b", "x", 1), ("a", "y", 1)]) == "2.5 h"
-    assert benchmark.to_go({}, [("a", "x", 1)]) == "not known yet"
+    assert to_go(known, [("a", "x", 1)]) == "2.0 h"
+    assert to_go(known, [("a", "z", 0)]) == "1.5 h"
+    assert to_go(known, [("b", "x", 1), ("a", "y", 1)]) == "2.5 h"
+    assert to_go({}, [("a", "x", 1)]) == "not known yet"
 
 
 @pytest.mark.slow

@@ -1,0 +1,133 @@
+"""Runs of a suite: which are known, what one takes, and what it came to."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.app.errors import UserError
+from experiments.app.files import directory, read_lines, saving
+from experiments.cost.compiled import measure
+from experiments.cost.timed import turns
+from experiments.recipe.build import build
+from experiments.recipe.experiment import Experiment
+from experiments.recipe.suite import Row, Suite, Task, recipe
+from experiments.training.divergence import DivergedError
+from experiments.training.loop import train_and_evaluate
+from experiments.training.metrics import exits_of, metrics_of
+from experiments.training.results import Results
+from experiments.training.workdir import differing, holds_run, load_record
+
+Line = Mapping[str, Any]  # of a run
+_FIELDS = ("task", "row", "seed", "config", "exits")
+COSTS = ("flops", "temporaries", "total", "time")
+Key = tuple[str, str, int]  # task, row, seed
+
+
+def lines_of(path: Path, suite: Suite) -> dict[Key, Line]:
+    """What is known of a suite's runs, the newest line of each; those of another recipe do not count."""
+    known: dict[Key, Line] = {(line["task"], line["row"], line["seed"]): line for line in read_lines(path, _FIELDS)}
+    found = {}
+    for task, row, n in suite.runs():
+        config = recipe(task, row, n)
+        line = known.get((task.name, row.name, config.seed))
+        if line and not differing(line["config"], config):
+            found[task.name, row.name, config.seed] = line
+    return found
+
+
+def built(suite: Suite, added: Sequence[str]) -> dict[tuple[str, str], Experiment]:
+    """Every row at its first seed, so what is wrong with any is said before the first one trains.
+
+    Args:
+      suite: whose rows they are.
+      added: names of rows of one's own, which are left out of a task that cannot have them, with a line.
+
+    Raises:
+      UserError: if a row of the suite's own cannot be built.
+    """
+    found = {}
+    for task in suite.tasks:
+        dataset = None
+        for row in task.rows:
+            try:
+                experiment = build(recipe(task, row, 0), None if row.set else dataset)
+            except UserError as error:
+                if row.name not in added:
+                    raise UserError(f"task {task.name}, {row.name}: {error}") from error
+                print(f"left out of {task.name}: {row.name}: {error}", flush=True)
+                continue
+            dataset = dataset or experiment.dataset
+            found[task.name, row.name] = experiment
+    return found
+
+
+def costs(experiment: Experiment, base: Experiment) -> dict[str, Any]:
+    """What a step takes, and its time relative to that of another's, by turns."""
+    of = measure(experiment)
+    took = turns({"base": base, "row": experiment}, rounds=5) if experiment is not base else {"base": [1], "row": [1]}
+    return {
+        "flops": of.cost.flops,
+        "temporaries": of.cost.temporaries,
+        "total": of.cost.total - of.data,
+        "time": float(np.median(np.divide(took["row"], took["base"]))),
+    }
+
+
+def trained(task: Task, row: Row, experiment: Experiment, where: Path, cost: Mapping[str, Any]) -> Line | Results:
+    """Trains a run, and says what came of it; what is left of it if a signal stopped it.
+
+    Raises:
+      InUseError: if another process is at it.
+    """
+    resumed, began, failed, results = holds_run(where), time.perf_counter(), "", None
+    try:
+        with _printing_into(directory(where) / "train.log"):
+            results = train_and_evaluate(experiment, where)
+    except DivergedError as error:
+        failed = str(error)
+    if results and results.stopped_by:
+        return results
+    about, said = experiment.describe(experiment.init()), metrics_of(experiment)
+    return {
+        "task": task.name,
+        "row": row.name,
+        "seed": experiment.config.seed,
+        "exits": [_plain(exit) for exit in exits_of(results.seeds[0])] if results else [],
+        "failed": failed,
+        "unit": said.headline.title.partition(" per ")[2].partition(",")[0],
+        "smoothed": experiment.config.label_smoothing > 0,
+        "cuts": about["cuts"],
+        "parameters": about["parameters"],
+        **cost,
+        "steps": experiment.num_steps,
+        "seconds": None if resumed else time.perf_counter() - began,
+        "environment": load_record(where)["environment"],  # that it began in
+        "config": {name: x for name, x in experiment.config.to_dict().items() if name != "evidence"},
+    }
+
+
+def _plain(exit: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(x) if np.isfinite(x) else None for name, x in exit.items()}
+
+
+@contextlib.contextmanager
+def _printing_into(path: Path) -> Iterator[None]:
+    with saving(path), path.open("a") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def to_go(known: Mapping[Key, Line], todo: Sequence[Key]) -> str:
+    """How long the runs that are left will take, from those of the same row, of the task, or of all that ended."""
+    took = {key: line["seconds"] for key, line in known.items() if line["seconds"]}
+
+    def like(key: Key, parts: int) -> list[float]:
+        return [seconds for other, seconds in took.items() if other[:parts] == key[:parts]]
+
+    if not took:
+        return "not known yet"
+    seconds = sum(float(np.mean(like(key, 2) or like(key, 1) or like(key, 0))) for key in todo)
+    return f"{seconds / 3600:.1f} h"
