@@ -7,15 +7,13 @@ r"""What the blocks of a trained network learned: pictures and numbers, into ``W
 ``docs/looking.md`` says what each picture shows; the numbers of all are in ``analysis.json``.
 """
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments.app.errors import UserError
-from experiments.app.files import saving, write_json
-from experiments.app.program import required, run
+from experiments.app.files import given_path, saving, write_json
+from experiments.app.program import required_path, run
 from experiments.cost.compiled import block_costs
 from experiments.drawing import figures
 from experiments.pages.inside import cosines, examples_of, look, rounded, similarities, table_of_blocks, table_of_units
@@ -40,9 +38,10 @@ _PROBED = flags.DEFINE_integer(
 
 def main() -> None:
     """Looks at the run, and at the one that it is held against; writes pictures and numbers."""
-    workdir = Path(required(_WORKDIR, "the directory of the run to analyze"))
+    workdir = required_path(_WORKDIR, "the directory of the run to analyze")
     run_ = restore(workdir, _CHECKPOINT.value).with_data().one_seed()
-    other = restore(Path(_AGAINST.value), _CHECKPOINT.value).with_data().one_seed() if _AGAINST.value else None
+    against = given_path(_AGAINST.value, "--against") if _AGAINST.value else None
+    other = restore(against, _CHECKPOINT.value).with_data().one_seed() if against else None
     if other and examples_of(other) != examples_of(run_):
         raise UserError(
             f"--against={_AGAINST.value} was tested on {examples_of(other)}, {workdir} on {examples_of(run_)}: "
@@ -54,7 +53,7 @@ def main() -> None:
     )
     counts = _EXAMPLES.value, _PROBED.value
     seen = look(workdir, run_, *counts)
-    seen_other = look(Path(str(_AGAINST.value)), other, *counts) if other else None
+    seen_other = look(against, other, *counts) if against and other else None
     alignment = cosines(run_, _EXAMPLES.value)
     temporaries = [cost.temporaries / MIB for cost in block_costs(run_.experiment)]
     name, other_name = (of.experiment.config.rule.name for of in (run_, other or run_))

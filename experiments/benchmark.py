@@ -13,7 +13,6 @@ A run is in ``WORKDIR/TASK/ROW/seed_N``, where all but letters, digits, ``.``, `
 into ``train.log`` there.
 """
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -24,8 +23,8 @@ import jax
 from absl import flags
 
 from experiments.app.environment import environment
-from experiments.app.files import directory, replace_text, saving
-from experiments.app.program import required, run
+from experiments.app.files import as_json, directory, replace_text, saving
+from experiments.app.program import required, required_path, run
 from experiments.pages.benchmark import headline, metrics_of, page, pictures
 from experiments.recipe.experiment import Experiment
 from experiments.recipe.suite import Row, Suite, Task, chosen, read
@@ -44,7 +43,7 @@ def main() -> int:
     """Trains what has not been, and writes the page."""
     added = list(filter(None, _RULES.value.split(";")))
     suite = chosen(read(required(_SUITE, "cpu, gpu or a file")), _ONLY.value, _SEEDS.value, added)
-    workdir = directory(Path(required(_WORKDIR, "a directory for the runs")))
+    workdir = directory(required_path(_WORKDIR, "a directory for the runs"))
     path = workdir / "runs.jsonl"
     experiments = built(suite, [text.strip() for text in added])
     busy: set[Key] = set()
@@ -74,8 +73,8 @@ def main() -> int:
             assert found.stopped_by
             print(f"stopped at {where}; the same command goes on from there", flush=True)
             return 128 + found.stopped_by
-        with saving(path), path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+        with saving(path), path.open("a", encoding="utf-8") as file:
+            file.write(as_json(found) + "\n")
         said = metrics_of(found)
         print(f"  {found['failed'] or f'{said.headline.said(headline(found)[-1])} {said.headline.title}'}", flush=True)
         _write(suite, path, workdir)

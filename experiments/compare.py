@@ -36,7 +36,7 @@ from experiments.app.calls import parse_call, parse_calls
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
-from experiments.app.program import config_flag, required, run
+from experiments.app.program import config_flag, required_path, run
 from experiments.cost.compiled import lowered_flops
 from experiments.cost.search import settled, widened
 from experiments.cost.timed import measure_alone, speeds
@@ -69,7 +69,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, the table and t
 
 def costs(experiments: Mapping[str, Experiment], path: Path) -> dict[str, Cost]:
     """The cost of each, measured in a fresh process; those in ``path`` are known."""
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, experiment in experiments.items():
         what = _what(experiment)
         if known.get(name, {}).get("of") == what:
@@ -82,7 +82,7 @@ def costs(experiments: Mapping[str, Experiment], path: Path) -> dict[str, Cost]:
 
 def relative_speeds(experiments: Mapping[str, Experiment], path: Path) -> dict[str, float]:
     """Examples per second relative to backprop, measured by turns; read from ``path`` if all are there."""
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     what = {name: _what(experiment) for name, experiment in experiments.items()}
     if not what.items() <= known.get("of", {}).items():
         print("measuring speeds by turns", flush=True)
@@ -128,7 +128,7 @@ def main() -> int:
         )
     if _CUTS.value and _EQUAL_FLOPS.value:
         raise UserError("--equal_flops is for one set of cuts: leave out --cuts, and give --config.cuts")
-    workdir = Path(required(_WORKDIR, "a directory for the run's files"))
+    workdir = required_path(_WORKDIR, "a directory for the run's files")
     specs = parse_calls(_RULES.value, "rules", config.rule)
     configs = combinations(config, specs, _CUTS.value)
     where = {name: workdir / re.sub(r"[^\w.=-]+", "_", name).strip("_") for name in configs}
@@ -161,7 +161,7 @@ def main() -> int:
                 return 128 + stopped
         rows[name] = summarise(results, cost_of[name], speed_of[name])
     text = table(rows)
-    (workdir / "table.md").write_text(text + "\n")
+    (workdir / "table.md").write_text(text + "\n", encoding="utf-8")
     picture(rows, workdir / "comparison.png")
     seeds = f"{_SEEDS.value} seed{'s' * (_SEEDS.value > 1)}"
     said = metrics_of(experiments["backprop"])

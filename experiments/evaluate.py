@@ -5,12 +5,10 @@
     python -m experiments.evaluate --workdir=/tmp/digits
 """
 
-import json
-from pathlib import Path
-
 from absl import flags
 
-from experiments.app.program import required, run
+from experiments.app.files import as_json
+from experiments.app.program import required_path, run
 from experiments.training.metrics import metrics_of
 from experiments.training.trained import restore
 
@@ -22,13 +20,13 @@ _CHECKPOINT = flags.DEFINE_enum(
 
 def main() -> None:
     """Prints the exits as a table and as one JSON line, for each seed."""
-    workdir = Path(required(_WORKDIR, "the directory of the run to evaluate"))
+    workdir = required_path(_WORKDIR, "the directory of the run to evaluate")
     experiment, step, state = restore(workdir, _CHECKPOINT.value).with_data()
     said = metrics_of(experiment)
     for seed, exits in zip(experiment.seeds, experiment.evaluate(state), strict=True):
         print(f"{workdir} at step {step} ({_CHECKPOINT.value} checkpoint), seed {seed}\n{said.lines([exits])}")
         values = {name: [exit_.get(name) for exit_ in exits] for name in ("accuracy", "loss")}
-        print(json.dumps({"step": step, "seed": seed, **values}))
+        print(as_json({"step": step, "seed": seed, **values}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ network's own classifier is ``classifier``. :func:`load` reads them back.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -18,7 +17,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from experiments.app.errors import UserError
-from experiments.app.files import saving
+from experiments.app.files import given_path, saving
 from experiments.app.program import run
 from experiments.pages.card import WEIGHTS, backbone, card
 from experiments.training.trained import restore
@@ -33,7 +32,7 @@ def main() -> None:
     """Writes weights, config and card."""
     if not _WORKDIR.value or not _OUTPUT.value:
         raise UserError("--workdir and --output are needed: the directory of the run, and one for the network")
-    workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value)
+    workdir, output = given_path(_WORKDIR.value, "--workdir"), given_path(_OUTPUT.value, "--output")
     trained = restore(workdir, _CHECKPOINT.value).with_data().one_seed()
     parts = backbone(trained)
     flat = traverse_util.flatten_dict(parts, sep=".")
@@ -50,8 +49,8 @@ def main() -> None:
                 checkpointer.save((output / "orbax").absolute(), parts)
         except ValueError as error:  # of TensorStore
             raise OSError(str(error).splitlines()[0]) from error
-        (output / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        (output / "README.md").write_text(card(trained, load_record(workdir), exits, parts))
+        (output / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (output / "README.md").write_text(card(trained, load_record(workdir), exits, parts), encoding="utf-8")
     print(f"{len(flat)} tensors of {len(parts)} parts at step {trained.step}: {output}")
 
 

@@ -14,14 +14,13 @@ code is 1. Kills take about five seconds each.
 """
 
 import random
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments.app.errors import UserError
 from experiments.app.files import directory, write_json
-from experiments.app.program import config_flag, required, run
+from experiments.app.program import config_flag, required_path, run
 from experiments.training.workdir import check
 from experiments.trials.injected import Outcome, cuts, kills, limits, poison, short, small, soak
 
@@ -37,7 +36,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and summary.json
 
 def main() -> int:
     """Runs what the flags ask for; exit code 1 if anything was lost."""
-    workdir, rng = directory(Path(required(_WORKDIR, "a directory for the runs"))), random.Random(_SEED.value)
+    workdir, rng = directory(required_path(_WORKDIR, "a directory for the runs")), random.Random(_SEED.value)
     config, summary = short(_CONFIG()), dict[str, Any]()
 
     def note(what: str, found: dict[str, Any]) -> None:

@@ -9,11 +9,10 @@ text outgrows that, what was read is kept in a cache; from then on the context i
 """
 
 import itertools
-from pathlib import Path
 
 from absl import flags
 
-from experiments.app.program import required, run
+from experiments.app.program import required, required_path, run
 from experiments.training.trained import restore
 from experiments.training.writing import write
 
@@ -29,7 +28,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.", lower_bound=0, uppe
 
 def main() -> None:
     """Prints the prompt and what follows."""
-    workdir = Path(required(_WORKDIR, "the directory of the run"))
+    workdir = required_path(_WORKDIR, "the directory of the run")
     prompt = required(_PROMPT, "what the text begins with, one character at least")
     trained = restore(workdir, _CHECKPOINT.value).one_seed()
     text = write(

@@ -14,12 +14,12 @@ does.
 """
 
 from contextlib import closing
-from pathlib import Path
 
 from absl import flags
 
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
+from experiments.app.files import given_path
 from experiments.app.program import config_flag, run
 from experiments.recipe.build import build
 from experiments.reference.weights import filled, read
@@ -39,10 +39,10 @@ def main() -> None:
     config = _CONFIG()
     if not _WEIGHTS.value or not _WORKDIR.value:
         raise UserError("--weights and --workdir are needed: the file, and a new directory for the run")
-    workdir = Path(_WORKDIR.value)
+    workdir, weights = given_path(_WORKDIR.value, "--workdir"), given_path(_WEIGHTS.value, "--weights")
     if has_any(workdir):
         raise UserError(f"workdir {workdir} holds a run with checkpoints: give a new one")
-    tensors = read(Path(_WEIGHTS.value))
+    tensors = read(weights)
     experiment = build(config)
     state = filled(experiment, experiment.init(), tensors)
     about = experiment.describe(state)

@@ -11,12 +11,12 @@ below 1e-6; 1: some are not; 2: the file cannot be served.
 """
 
 import json
-from pathlib import Path
 
 import jax
 from absl import flags
 
 from experiments.app.errors import UserError, user_input
+from experiments.app.files import as_json, given_path
 from experiments.app.program import run
 from experiments.reference.parity import TOLERANCE, compare
 
@@ -30,7 +30,7 @@ def main() -> int:
     ok = True
     for name in _GOLDEN.value:
         try:
-            golden = json.loads(Path(name).read_text())
+            golden = json.loads(given_path(name, "--golden").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"golden file {name}: {error}") from error
         with user_input(f"golden file {name}"):
@@ -40,7 +40,7 @@ def main() -> int:
                 raise ValueError(f"has no field {error}") from error
         passed = all(error < TOLERANCE for key, error in result.items() if key != "tensors")
         ok &= passed
-        print(json.dumps({"file": name, "ok": passed, **result}))
+        print(as_json({"file": name, "ok": passed, **result}))
     return 0 if ok else 1
 
 

@@ -13,13 +13,11 @@ Texts are files in UTF-8 (any files, where bytes were trained on). Every token b
 it in its window; the numbers are means over them.
 """
 
-import json
-from pathlib import Path
-
 from absl import flags
 
 from experiments.app.errors import UserError
-from experiments.app.program import required, run
+from experiments.app.files import as_json
+from experiments.app.program import required_path, run
 from experiments.training import classify, reading
 from experiments.training.trained import restore
 
@@ -31,10 +29,10 @@ def main(*files: str) -> None:
     """One line of JSON for each file."""
     if not files:
         raise UserError("no file given: name images or texts after the flags, as --workdir=DIR one.png two.png")
-    trained = restore(Path(required(_WORKDIR, "the directory of the run")), _CHECKPOINT.value).one_seed()
+    trained = restore(required_path(_WORKDIR, "the directory of the run"), _CHECKPOINT.value).one_seed()
     look = reading if trained.experiment.task.each else classify
     for line in look.lines(trained, files):
-        print(json.dumps(line), flush=True)
+        print(as_json(line), flush=True)
 
 
 if __name__ == "__main__":

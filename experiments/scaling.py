@@ -10,7 +10,6 @@ same stages on one device, so that what more devices bring is told from what sma
 table and a picture go to the workdir, with a simulation of more devices from the times of single blocks and units.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from absl import flags
 
 from experiments.app.errors import UserError, user_input
 from experiments.app.files import directory
-from experiments.app.program import required, run
+from experiments.app.program import required_path, run
 from experiments.trials.contenders import Spec, built
 from experiments.trials.contest import in_processes, measure, report
 
@@ -52,7 +51,7 @@ def main() -> None:
     given: dict[str, Any] = {field: flags.FLAGS[field].value for field in Spec._fields}
     spec = Spec(**given | {"devices": tuple(sorted({1, *devices})), "microbatches": microbatches})
     built(spec, spec.rule)  # says what is wrong with them
-    workdir = directory(Path(required(_WORKDIR, "a directory for the measurements")))
+    workdir = directory(required_path(_WORKDIR, "a directory for the measurements"))
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         found = in_processes(spec, max(spec.devices))
     elif max(spec.devices) > jax.device_count():

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.app.errors import UserError
-from experiments.app.files import saving
+from experiments.app.files import given_path, saving
 from experiments.app.program import config_flag, run
 from experiments.cost.search import settled
 from experiments.drawing import figures
@@ -39,10 +39,10 @@ def main() -> None:
         f"{table(blocks)}\n\n{heads_of(blocks)}"
     )
     if _SVG.value:
-        path = Path(_SVG.value)
+        path = given_path(_SVG.value, "--svg")
         with saving(f"--svg={path}", kind=UserError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(figures.svg(draw(blocks)))
+            path.write_text(figures.svg(draw(blocks)), encoding="utf-8")
         print(f"\npicture: {path}")
 
 

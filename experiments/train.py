@@ -13,12 +13,10 @@ Several processes train together on a cluster that JAX knows (``--distributed``)
 (``--coordinator=HOST:PORT --num_processes=2 --process_id=0``). The workdir is one that all of them see.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments.app import processes
-from experiments.app.program import config_flag, required, run
+from experiments.app.program import config_flag, required_path, run
 from experiments.cost.search import settled
 from experiments.recipe.build import changed
 from experiments.recipe.registry import listing
@@ -40,7 +38,7 @@ def main() -> int:
         print(listing())
         return 0
     config = _CONFIG()
-    workdir = Path(required(_WORKDIR, "a directory for the run's files"))
+    workdir = required_path(_WORKDIR, "a directory for the run's files")
     processes.join()
     with processes.loss_ends_the_run():
         if holds_run(workdir) and str(config.get("cuts")).startswith("auto:"):

@@ -1,6 +1,6 @@
 """Devices that are not here: what is asked of them, and that programs for them are those of training.
 
-Tests that compile for a TPU are slow ones, and want libtpu (``make test-devices`` has it).
+Tests that compile for these are slow ones. A TPU's want libtpu (``make test-devices`` has it), a GPU's JAX's plugin.
 """
 
 import json
@@ -170,20 +170,33 @@ def tpu():
     return described("v5e:2x2")
 
 
+@pytest.fixture(scope="module")
+def gpu():
+    """Two H100, where their compiler is: JAX's plugin takes gigabytes, and so is no part of what CI installs."""
+    try:
+        return described("h100:2")
+    except ValueError as error:
+        if "its compiler is missing" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.mark.slow
 @pytest.mark.devices
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("executor", [fused, streamed])
 @pytest.mark.parametrize("name", ROWS)
-def test_every_rule_compiles_for_a_tpu(name, executor, dtype, tpu):
+@pytest.mark.parametrize("device", ["v5e", "h100"])
+def test_every_rule_compiles_for(device, name, executor, dtype, request):
+    placement = OneDevice(request.getfixturevalue("gpu" if device == "h100" else "tpu")[0])
     t = toy.make(ROWS[name][0])
     with jax.numpy_dtype_promotion("standard"):
-        programs = executor(t.blocks, t.feed, toy.OPTIMIZER, dtype=dtype, placement=OneDevice(tpu[0])).programs(
+        programs = executor(t.blocks, t.feed, toy.OPTIMIZER, dtype=dtype, placement=placement).programs(
             *jax.eval_shape(lambda: (t.state, t.batch))
         )
         cost = cost_of(programs, len(t.batch.label))
     assert cost.total >= nbytes(t.state)
-    assert cost.moved > nbytes(t.state)
+    assert device == "h100" or cost.moved > nbytes(t.state)
     assert cost.flops == pytest.approx(_flops_here(t, executor, dtype), rel=1e-6)
 
 
@@ -228,6 +241,18 @@ def test_grids_of_tpus_compile_data_parallel_and_in_stages(tpu):
     staged = pipelined(t.blocks, t.feed, toy.OPTIMIZER, placements=halves, starts=(2,)).programs(state, of_two)
     assert [program.devices for program in staged] == [tpu[:2], tpu[2:]]
     chex.assert_tree_all_finite(jnp.array([cost_of(staged, 16).total, cost_of(staged, 16).moved]))
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+def test_gpus_compile_data_parallel(gpu):
+    t = toy.make(ROWS["greedy"][0])
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, len(x) // 2, *x.shape[1:]), x.dtype), t.batch)
+    programs = fused(t.blocks, t.feed, toy.OPTIMIZER, placement=DataParallel(gpu)).programs(
+        jax.eval_shape(lambda: t.state), batch
+    )
+    params = sum(x.size * 4 for block in t.state.blocks for x in jax.tree.leaves(block.variables["params"]))
+    assert params <= cost_of(programs, len(t.batch.label) // 2).sent <= 1.05 * params
 
 
 def test_the_largest_batch_wants_a_memory(tmp_path):

@@ -1,6 +1,7 @@
 """Imports point one way, and the library stays pure."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -80,6 +81,16 @@ def test_a_file_is_a_program_and_a_folder_is_library(path):
         assert other == own != "a program" or FLOOR[other] < FLOOR[own], f"{own} imports {module}"
     assert len(path.read_text().splitlines()) <= 300
     assert (own == "a program") == ('if __name__ == "__main__":' in path.read_text())
+
+
+@pytest.mark.parametrize("path", [*FILES, *HOUSE], ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_is_utf_8_whatever_the_locale(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            given = ast.unparse(node)
+            opened = node.func.attr == "open" and re.search(r"""open\(['"][aw]\+?['"]""", given)
+            if (opened or node.func.attr in ("read_text", "write_text")) and "/proc/" not in given:
+                assert "utf-8" in given, given
 
 
 def test_no_imports_go_round():

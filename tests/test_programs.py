@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import chex
@@ -697,6 +698,30 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 128 + signal.SIGPIPE
+    assert 0 < saved_step(tmp_path) < 400
+
+
+def saved_step(workdir: Path) -> int | None:
+    with closing(Checkpoints(workdir)) as checkpoints:
+        return checkpoints.step("last")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_and_output_that_is_full_lose_nothing(tmp_path):
+    """SIGHUP saves; a run whose output nobody can take goes to its end."""
+    flags = [DIGITS, "--config.duration=400 steps", "--config.log_every=1 steps"]
+    command = [sys.executable, "-m", "experiments.train", *flags]
+    closed = [*command, f"--workdir={tmp_path / 'closed'}"]
+    with subprocess.Popen(closed, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        read_until(process, "step 1/")
+        process.send_signal(signal.SIGHUP)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert 0 < saved_step(tmp_path / "closed") < 400
+    short = [*command, "--config.duration=20 steps", f"--workdir={tmp_path / 'full'}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(short, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert saved_step(tmp_path / "full") == 20
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,23 @@ def saving(where: Path | str, hint: str = "", kind: type[UserError] = NotSavedEr
         raise
     except OSError as error:
         raise kind(f"{where} cannot be written: {error.strerror or error}{hint}") from error
+
+
+def given_path(text: str, what: str) -> Path:
+    """A path as a user writes it: ``~`` is the home directory, as in a shell.
+
+    Args:
+      text: what was given.
+      what: the flag or field that it was given to.
+
+    Raises:
+      UserError: if it is an address, as ``gs://bucket/run``: files are read and written in file systems only.
+    """
+    if scheme := re.match(r"([A-Za-z][\w+.-]*)://?", text):
+        raise UserError(
+            f"{what}={text}: {scheme[1]}:// is no file system: give a directory, where the bucket may be mounted"
+        )
+    return Path(os.path.expanduser(text))
 
 
 def directory(path: Path) -> Path:
@@ -55,15 +74,28 @@ def read_lines(path: Path, fields: Sequence[str] = ("step", "split")) -> list[di
     return lines
 
 
+def as_json(content: Any, **options: Any) -> str:
+    """JSON, which has no NaN and no infinity: null stands for a number that is none."""
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(x) for name, x in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(x) for x in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file in one piece: readers see the old file or the new one."""
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    replace_text(path, as_json(content, indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file in one piece, on disk when it returns."""
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """How every program starts, and ends with one line where something that it was given is wrong."""
 
+import io
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.app.calls import parse_call
 from experiments.app.errors import BAD_INPUT, UserError, one_line
+from experiments.app.files import given_path
 from jaxlocal.data.sources import default_cache_dir
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
@@ -27,6 +29,9 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
       main: is given the arguments that are no flags; returns the exit code.
       arguments: whether there may be any.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ÷ is no reason to end
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while importing
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -68,6 +73,15 @@ def required(flag: flags.FlagHolder, what: str) -> Any:
     if not flag.value:
         raise UserError(f"--{flag.name} is needed: {what}")
     return flag.value
+
+
+def required_path(flag: flags.FlagHolder, what: str) -> Path:
+    """Likewise, a path.
+
+    Raises:
+      UserError: as :func:`required` and :func:`experiments.app.files.given_path`.
+    """
+    return given_path(required(flag, what), f"--{flag.name}")
 
 
 def cache_compilations() -> None:

@@ -211,7 +211,7 @@ def matrix(values: np.ndarray, xlabel: str, ylabel: str, bar: str, *, form: str 
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture as ``.png`` and as ``.svg``."""
     figure.savefig(path.with_suffix(".png"), dpi=130)
-    path.with_suffix(".svg").write_text(svg(figure))
+    path.with_suffix(".svg").write_text(svg(figure), encoding="utf-8")
 
 
 def svg(figure: Figure) -> str:

@@ -165,7 +165,7 @@ def _section(this: Run) -> str:
         path = this.directory / "analysis" / f"{name}.svg"
         if path.exists():
             with user_input(str(path)):
-                shown[caption] = figures.embedded(path.read_text())
+                shown[caption] = figures.embedded(path.read_text(encoding="utf-8"))
     about, first, count = this.about, this.config["seed"], this.config["seeds"]
     seeds = f"seed {first}" if count == 1 else f"mean of seeds {first} to {first + count - 1}"
     facts = (

@@ -1,5 +1,6 @@
 """The data set that a config names."""
 
+import os
 from typing import Any
 
 from ml_collections import FrozenConfigDict
@@ -18,13 +19,15 @@ def load(config: FrozenConfigDict, first: Any) -> data.Input:
     Raises:
       UserError: if there is none of that name, or it is missing or damaged.
     """
-    name, data_dir = config.dataset, config.data_dir or None
+    name, data_dir = _home(config.dataset), os.path.expanduser(config.data_dir) or None
     try:
         with user_input("dataset"):
             if data.is_text(name):
                 if not hasattr(first, "vocabulary"):
                     raise ValueError(f"{name} is a text, which model {config.model.name} does not read: choose gpt")
-                return data.Text(name, first.context, config.eval_examples, first.vocabulary, config.tokenizer)
+                return data.Text(
+                    name, first.context, config.eval_examples, first.vocabulary, os.path.expanduser(config.tokenizer)
+                )
             if config.tokenizer:
                 raise ValueError(f"tokenizer {config.tokenizer}: {name} is no text: choose {', '.join(data.TEXTS)}")
             if data.is_small(name):
@@ -48,3 +51,9 @@ def load(config: FrozenConfigDict, first: Any) -> data.Input:
         dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
     with user_input("dataset"):
         return data.InMemory(dataset, augment=config.augment)
+
+
+def _home(name: str) -> str:
+    """``text:~/book.txt`` as a shell would have it, had it seen a path."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}{colon}{os.path.expanduser(path)}"

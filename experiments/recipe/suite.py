@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.app.calls import parse_call
 from experiments.app.errors import UserError, one_line, one_of, user_input
+from experiments.app.files import given_path
 
 HOUSE = Path(__file__).parents[1]
 
@@ -79,7 +80,7 @@ def read(which: str) -> Suite:
     Raises:
       UserError: if there is none, or it is not as it should be.
     """
-    path, known = Path(which), sorted(path.stem for path in (HOUSE / "suites").glob("*.toml"))
+    path, known = given_path(which, "--suite"), sorted(path.stem for path in (HOUSE / "suites").glob("*.toml"))
     if path.suffix != ".toml":
         path = HOUSE / "suites" / f"{one_of('suite', which, known)}.toml"
     try:
@@ -187,7 +188,7 @@ def command(task: Task, row: Row) -> str:
 
 
 def _config(which: str) -> ConfigDict:
-    path = Path(which) if which.endswith(".py") else HOUSE / "configs" / f"{which}.py"
+    path = given_path(which, "config") if which.endswith(".py") else HOUSE / "configs" / f"{which}.py"
     try:
         return runpy.run_path(str(path))["get_config"]()
     except OSError as error:

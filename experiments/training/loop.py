@@ -15,7 +15,8 @@ from ml_collections import FrozenConfigDict
 from experiments.app import processes
 from experiments.app.environment import environment
 from experiments.app.errors import GOES_ON, UserError
-from experiments.app.files import saving
+from experiments.app.files import given_path, saving
+from experiments.app.output import output_may_be_lost
 from experiments.recipe.experiment import Blocks, Experiment
 from experiments.training.checkpoint import Checkpoints, has_any
 from experiments.training.clock import Chrono
@@ -94,7 +95,7 @@ def _start(experiment: Experiment, workdir: Path) -> TrainState:
     if origin and not has_any(workdir):
         if not processes.alone():
             raise UserError("start_from works in one process: take the first steps there, then go on with several")
-        whole = start_from(Path(origin), experiment, experiment.whole(state))
+        whole = start_from(given_path(origin, "start_from"), experiment, experiment.whole(state))
         state = experiment.executor.place(whole)
     return state
 
@@ -221,7 +222,10 @@ def _first(received: Sequence[signal.Signals]) -> signal.Signals:
 
 @contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once."""
+    """Collects SIGINT, SIGTERM and SIGHUP, to be obeyed between two steps; a second one acts at once.
+
+    A reader of the output that goes away is SIGPIPE; of what else cannot be printed there is only silence.
+    """
     received: list[signal.Signals] = []
     old: dict[signal.Signals, Any] = {}
 
@@ -231,10 +235,18 @@ def _signals() -> Iterator[list[signal.Signals]]:
         for sig, previous in old.items():
             signal.signal(sig, previous)
 
+    def lost(error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            received.append(signal.SIGPIPE)
+
     if threading.current_thread() is threading.main_thread():
-        old = {sig: signal.signal(sig, handler) for sig in (signal.SIGINT, signal.SIGTERM)}
+        kinds = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is
+            kinds.append(signal.SIGHUP)
+        old = {sig: signal.signal(sig, handler) for sig in kinds}
     try:
-        yield received
+        with output_may_be_lost(lost):
+            yield received
     finally:
         for sig, previous in old.items():
             signal.signal(sig, previous)

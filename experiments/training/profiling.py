@@ -255,5 +255,5 @@ class Profiler:
         module = re.match(r"HloModule ([\w.\-]+)", compiled)
         trace = max(self._directory.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
         text = table(spent(trace, {module[1]: classify(compiled)} if module else {}), self._taken)
-        (self._directory / "table.txt").write_text(text + "\n")
+        (self._directory / "table.txt").write_text(text + "\n", encoding="utf-8")
         print(text, flush=True)

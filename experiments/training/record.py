@@ -32,7 +32,7 @@ class Recorder:
         processes.together("history read")
         if processes.first():
             replace_text(path, "".join(json.dumps(line) + "\n" for line in self.history))
-        self._file = (path if processes.first() else Path(os.devnull)).open("a")
+        self._file = (path if processes.first() else Path(os.devnull)).open("a", encoding="utf-8")
         self._events = EventsWriter(str(workdir / "events")) if processes.first() else None
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later steps of before
 

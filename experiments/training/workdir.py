@@ -75,13 +75,13 @@ def _locked(workdir: Path) -> Iterator[None]:
         if processes.first():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((workdir / "lock").open("a+"))
+                file = held.enter_context((workdir / "lock").open("a+", encoding="utf-8"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
             except BlockingIOError:
-                holder = (workdir / "lock").read_text() or "another process"
+                holder = (workdir / "lock").read_text(encoding="utf-8") or "another process"
                 error = InUseError(f"workdir {workdir} is in use by {holder}: give another one, or let that run end")
             except OSError as raised:
                 error = UserError(f"workdir {workdir} cannot be written: {raised.strerror}")
@@ -163,7 +163,7 @@ def load_record(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / _FILE
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         runs = [str(found.parent) for depth in ("*", "*/*") for found in sorted(workdir.glob(f"{depth}/{_FILE}"))]
         hint = f"; runs are in {', '.join(runs[:3])}{', ...' * (len(runs) > 3)}" if runs else ""

@@ -142,7 +142,7 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
         table, curves = simulated_rows(found, profile, simulate)
         between = f"{profile.bandwidth / 1e9:,.2f} GB/s between devices, every device with a batch of {batch}"
         text += [f"Simulated, {between}:", "", titled(table), ""]
-    (workdir / "table.md").write_text("\n".join(text))
+    (workdir / "table.md").write_text("\n".join(text), encoding="utf-8")
     print("\n" + "\n".join(text))
     figures.scaling(curves, workdir / "scaling.png")
     print(f"table: {workdir / 'table.md'}\npicture: {workdir / 'scaling.png'}")

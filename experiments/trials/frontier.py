@@ -1,19 +1,17 @@
 """Measurements of cases: their log, what every table says of them, and the report with the frontier."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
-from experiments.app.files import directory, read_lines, saving
+from experiments.app.files import as_json, directory, given_path, read_lines, saving
 from experiments.cost.compiled import bound, resident_bytes
 from experiments.drawing.figures import Point, frontier
 from experiments.drawing.tables import aligned
@@ -34,7 +32,7 @@ class Log:
     def __init__(self, workdir: str | None, name: str) -> None:
         if not workdir:
             raise UserError("--workdir is needed: a directory for the measurements")
-        self.workdir, self._environment = directory(Path(workdir)), environment()
+        self.workdir, self._environment = directory(given_path(workdir, "--workdir")), environment()
         self._path = self.workdir / f"{name}.jsonl"
         with saving(self._path), self._path.open("ab"):
             os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)  # a line that was cut short
@@ -46,9 +44,9 @@ class Log:
     def add(self, case: Case, numbers: Numbers) -> None:
         """Records a case; its older line does not count any more."""
         self.known[case] = numbers
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             line = {"case": case._asdict(), "numbers": numbers, "environment": self._environment}
-            file.write(json.dumps(line) + "\n")
+            file.write(as_json(line) + "\n")
 
 
 def analyse(experiment: Experiment) -> Numbers:
@@ -179,7 +177,7 @@ def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str
         raise UserError("every case was skipped, for the reasons above")
     note = f"*: no other case is lower both in {axis} memory and in {height[0]}."
     text = "\n".join([*texts, note])
-    (log.workdir / "table.md").write_text(text + "\n")
+    (log.workdir / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {log.workdir / 'table.md'}")
     if drawn := {group: points for group, points in panels.items() if points}:
         frontier(drawn, f"{axis} memory of a step, data set apart (MiB)", height[0], log.workdir / picture)

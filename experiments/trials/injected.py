@@ -107,7 +107,7 @@ class Outcome:
         process.kill()
         process.join()
         self.code = process.exitcode
-        self.errors = log.read_text() if log.exists() else ""
+        self.errors = log.read_text(encoding="utf-8") if log.exists() else ""
 
     @property
     def traceback(self) -> bool:

@@ -116,7 +116,7 @@ def _plain(exit: Mapping[str, float]) -> dict[str, float | None]:
 
 @contextlib.contextmanager
 def _printing_into(path: Path) -> Iterator[None]:
-    with saving(path), path.open("a") as file, contextlib.redirect_stdout(file):
+    with saving(path), path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         yield
 
 
