@@ -727,7 +727,7 @@ def test_a_terminal_that_is_closed_and_output_that_is_full_lose_nothing(tmp_path
 @pytest.mark.slow
 def test_a_run_with_offloaded_states_is_looked_at_without_them(tmp_path):
     train(digits(executor="streamed+offload"), tmp_path)
-    run = restore(tmp_path)
+    run = restore(tmp_path).with_data()
     batch = next(inside.batches(run, "test", 4))
     seen = diagnostics.observe(run.experiment.blocks, run.experiment.feed, run.state, batch, dtype=np.float32)
     assert len(seen.units) == 6
