@@ -131,7 +131,7 @@ def test_the_page_says_what_the_lines_say(tiny):
     lines = [
         line(task, first, 0, cuts=[]),
         line(task, second, 0, exits=exits, total=2**19, flops=3e6, time=0.75),
-        line(task, second, 1, exits=[exits[0], {"loss": 1.0, "accuracy": 0.6}]),
+        line(task, second, 1, exits=[exits[0], {"loss": 1.0, "accuracy": 0.6}], seconds=None),
     ]
     text = page(suite, lines, "the command")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("| ")]
@@ -153,6 +153,7 @@ def test_the_page_says_what_the_lines_say(tiny):
     ]
     assert rows[2][:6] == ["greedy", "2", "1", "2", "35.00 ± 7.07", "-"]
     assert rows[2][6:] == ["20.00 (exit 1)", "3.0", "1.50", "0.5", "0.50", "0.75", "1.00", "linear heads"]
+    assert "| - |" in page(suite, [line(task, first, 0, seconds=None)], "").replace("  ", "")
     lost = page(suite, [lines[0], line(task, second, 0, exits=[], failed="block 1 diverged")], "")
     assert "linear heads; block 1 diverged" in lost
 

@@ -110,7 +110,8 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
             row.published or "-",
             best_exit(said.headline, np.mean(of.exits, axis=0)),
         )
-        rows.append((*cells, *_costs(line, base), f"{np.mean([x['seconds'] for x in of.lines]) / 3600:.2f}", note))
+        took = [x["seconds"] for x in of.lines if x["seconds"]]  # runs that went on have none
+        rows.append((*cells, *_costs(line, base), f"{np.mean(took) / 3600:.2f}" if took else "-", note))
     return aligned(rows)
 
 
