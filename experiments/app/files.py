@@ -33,7 +33,7 @@ def given_path(text: str, what: str) -> Path:
     Raises:
       UserError: if it is an address, as ``gs://bucket/run``: files are read and written in file systems only.
     """
-    if scheme := re.match(r"([A-Za-z][\w+.-]*)://?", text):
+    if scheme := re.match(r"([A-Za-z][\w+.-]*)://", text):
         raise UserError(
             f"{what}={text}: {scheme[1]}:// is no file system: give a directory, where the bucket may be mounted"
         )

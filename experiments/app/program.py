@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,8 +20,6 @@ from experiments.app.errors import BAD_INPUT, UserError, one_line
 from experiments.app.files import given_path
 from jaxlocal.data.sources import default_cache_dir
 
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
-
 
 def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
     """Parses the flags and runs ``main``; a :class:`UserError` ends in one line and its exit code.
@@ -29,6 +28,7 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
       main: is given the arguments that are no flags; returns the exit code.
       arguments: whether there may be any.
     """
+    debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")  # of a program alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ÷ is no reason to end
@@ -51,9 +51,16 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
         try:
             return main(*argv[1:])
         except UserError as error:
-            if _DEBUG.value:
+            if debug.value:
                 raise
             raise _stop(error) from error
+        except (RuntimeError, AssertionError) as error:
+            if debug.value or not _finds_no_device(error):
+                raise
+            platforms = os.environ.get("JAX_PLATFORMS", "")
+            raise _stop(
+                UserError(f"JAX_PLATFORMS={platforms}: JAX finds no such device here; leave it empty, or give cpu")
+            ) from error
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from error
@@ -137,6 +144,13 @@ def config_flag(
         return config
 
     return read
+
+
+def _finds_no_device(error: BaseException) -> bool:
+    """Whether it was raised where JAX starts its backends, for those that ``JAX_PLATFORMS`` names."""
+    frames = traceback.extract_tb(error.__traceback__)
+    started = any(frame.name == "backends" and "xla_bridge" in frame.filename for frame in frames)
+    return started and bool(os.environ.get("JAX_PLATFORMS"))
 
 
 def _stop(error: Exception) -> SystemExit:

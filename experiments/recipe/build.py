@@ -10,7 +10,7 @@ from experiments.app.errors import UserError, user_input
 from experiments.recipe.datasets import load
 from experiments.recipe.devices import placements, starts
 from experiments.recipe.experiment import Experiment
-from experiments.recipe.fields import check_fields, loss_of, parse_cuts, parse_duration, schedule_of
+from experiments.recipe.fields import check_fields, loss_of, parse_cuts, parse_duration, plain, schedule_of
 from experiments.recipe.registry import DTYPES, EXECUTORS, MODELS, OPTIMIZERS, RULES, make, make_rule
 from jaxlocal import data
 from jaxlocal.block import make_blocks
@@ -29,6 +29,7 @@ def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = No
     Raises:
       UserError: if anything in the config is wrong, or the data set is missing.
     """
+    config = plain(config)
     check_fields(config)
     with user_input("config"):
         config = FrozenConfigDict(config)

@@ -2,8 +2,11 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -15,6 +18,19 @@ from jaxlocal.network import cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.optimizers import cosine_with_warmup, warmup_cosine
 
 ON_DIVERGENCE = ("stop", "skip", "rollback")
+
+
+def plain(config: ConfigDict | FrozenConfigDict) -> ConfigDict:
+    """A copy in which numbers of NumPy and JAX are Python's, as they are in a file: a notebook may have set them."""
+
+    def number(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {name: number(of) for name, of in x.items()}
+        if isinstance(x, list | tuple):
+            return type(x)(map(number, x))
+        return x.item() if isinstance(x, np.generic | np.ndarray | jax.Array) and x.ndim == 0 else x
+
+    return ConfigDict(number(config.to_dict()))
 
 
 def check_fields(config: ConfigDict | FrozenConfigDict) -> None:

@@ -1,5 +1,6 @@
 """A run's directory, and the ``config.json`` that says whose it is."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -76,7 +77,7 @@ def _locked(workdir: Path) -> Iterator[None]:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context((workdir / "lock").open("a+", encoding="utf-8"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
@@ -88,6 +89,23 @@ def _locked(workdir: Path) -> Iterator[None]:
         if processes.agreed(error is not None):
             raise error or UserError(f"process 0 cannot use workdir {workdir}")
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks it where the file system has locks; where it has none (some of Lustre and NFS), a warning stands instead.
+
+    Raises:
+      BlockingIOError: if it is locked.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        why = f"{file.name} cannot be locked ({error.strerror})"
+        print(f"warning: {why}: see to it that one run alone uses the workdir", file=sys.stderr)
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

@@ -76,6 +76,8 @@ def in_processes(spec: Spec, number: int) -> dict[str, Any]:
     Raises:
       UserError: if there are not as many cores, or one of the processes fails.
     """
+    if not hasattr(os, "sched_getaffinity"):
+        raise UserError(f"this system does not bind processes to cores: set JAX_NUM_CPU_DEVICES={number}")
     cores = sorted(os.sched_getaffinity(0))
     if number > len(cores):
         raise UserError(

@@ -99,7 +99,7 @@ def steps(case: Case, network: Network, parameters: int) -> dict[str, Runner]:
       ValueError: if the twin has another number of parameters, heads included.
     """
     torch = pytorch()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     rng = np.random.default_rng(0)
     if windows := windows_of(parse_call(case.model, "models")):
         x, label = torch.tensor(rng.integers(windows.vocabulary, size=(2, case.batch_size, windows.context)))

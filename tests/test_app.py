@@ -1,0 +1,116 @@
+"""What programs are given and what they print: paths, JSON, output that nobody takes."""
+
+import ast
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from experiments.app.errors import UserError
+from experiments.app.files import as_json, given_path, write_json
+from experiments.app.output import output_may_be_lost
+from experiments.configs import common
+from experiments.recipe.build import build
+from experiments.training.workdir import claimed
+from tests.programs import ROOT, assert_one_line_error, program
+
+
+def test_the_home_directory_is_found_as_in_a_shell(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert given_path("~/runs/a", "--workdir") == tmp_path / "runs" / "a"
+    assert str(given_path("runs/a~b", "--workdir")) == "runs/a~b"
+    assert str(given_path("/tmp/12:30", "--workdir")) == "/tmp/12:30"
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/run", "s3://bucket/run", "https://host/run", "hdfs://x"])
+def test_addresses_are_no_directories(text):
+    with pytest.raises(UserError, match=f"--workdir={text}: .* is no file system"):
+        given_path(text, "--workdir")
+
+
+@pytest.mark.parametrize(
+    ("module", "given"),
+    [
+        ("train", ("--config=experiments/configs/auglocal_digits.py:smoke", "--workdir=gs://b/x")),
+        ("memory", ("--models=mlp", "--rules=greedy", "--workdir=s3://b/x")),
+        ("report", ("--workdir=gs://b/x",)),
+        ("export", ("--workdir=/tmp", "--output=gs://b/x")),
+    ],
+)
+def test_programs_refuse_addresses(module, given, tmp_path):
+    assert_one_line_error(program(module, *given), "is no file system")
+    assert not list(tmp_path.glob("*"))
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    content = {"loss": [1.5, float("nan"), (float("inf"), None)], "n": 3, "name": "NaN", "x": np.float64("nan")}
+    read = {"loss": [1.5, None, [None, None]], "n": 3, "name": "NaN", "x": None}
+    assert json.loads(as_json(content), parse_constant=pytest.fail) == read
+    write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == read
+
+
+@pytest.mark.parametrize("gone", ["reader", "disk"])
+def test_output_that_nobody_takes_is_told_once_and_raises_nothing(gone, monkeypatch):
+    if gone == "disk":
+        stream = open("/dev/full", "w")  # noqa: SIM115
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        stream = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    lost = []
+    with output_may_be_lost(lost.append):
+        for _ in range(3):
+            print("x" * 100, flush=True)
+    stream.close()
+    assert [type(error) for error in lost] == [BrokenPipeError if gone == "reader" else OSError]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cpuu"])
+def test_a_platform_that_is_not_here_is_one_line(platform, tmp_path):
+    given = ("--config=experiments/configs/auglocal_digits.py:smoke", f"--workdir={tmp_path / 'run'}")
+    assert_one_line_error(program("train", *given, JAX_PLATFORMS=platform), f"JAX_PLATFORMS={platform}: ", "give cpu")
+
+
+def test_the_library_of_the_programs_defines_no_flag():
+    """A caller has flags of its own, ``debug`` perhaps."""
+    code = (
+        "from absl import flags; before = set(flags.FLAGS); import experiments.training.loop, experiments.trials.runs;"
+    )
+    code += "import experiments.trials.runs, experiments.cost.timed, experiments.pages.report; print(sorted(set(flags.FLAGS) - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = ast.literal_eval(done.stdout)
+    assert not [name for name in found if "debug" in name or "workdir" in name]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_files_have_no_locks_a_run_trains_with_a_warning(number, monkeypatch, tmp_path, capsys):
+    def refuses(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    config = FrozenConfigDict(common.digits())
+    with claimed(tmp_path, config, {}, {}):
+        assert "cannot be locked" in capsys.readouterr().err
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(UserError, match="cannot be written: broken"), claimed(tmp_path, config, {}, {}):
+        pass
+
+
+def test_numbers_of_numpy_and_jax_are_numbers_in_a_config():
+    config = common.digits()
+    with config.ignore_type():
+        config.learning_rate, config.batch_size, config.seed = np.float64(0.25), np.int64(32), jnp.asarray(3)
+        config.model.features = (np.int32(8), 8, 8, 8, 8, 8)
+    experiment = build(config)
+    assert [type(experiment.config[name]) for name in ("learning_rate", "batch_size", "seed")] == [float, int, int]
+    assert type(experiment.config.model.features[0]) is int
+    json.dumps(experiment.config.to_dict())
