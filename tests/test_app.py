@@ -82,10 +82,10 @@ def test_a_platform_that_is_not_here_is_one_line(platform, tmp_path):
 
 def test_the_library_of_the_programs_defines_no_flag():
     """A caller has flags of its own, ``debug`` perhaps."""
+    modules = "experiments.training.loop, experiments.trials.runs, experiments.cost.timed, experiments.pages.report"
     code = (
-        "from absl import flags; before = set(flags.FLAGS); import experiments.training.loop, experiments.trials.runs;"
+        f"from absl import flags; known = set(flags.FLAGS); import {modules}; print(sorted(set(flags.FLAGS) - known))"
     )
-    code += "import experiments.trials.runs, experiments.cost.timed, experiments.pages.report; print(sorted(set(flags.FLAGS) - before))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     found = ast.literal_eval(done.stdout)
     assert not [name for name in found if "debug" in name or "workdir" in name]
