@@ -22,7 +22,7 @@ test-slow: $(READY)  ## the rest of it, but for what wants compilers of other de
 
 test-devices: $(READY)  ## that; the TPU's compiler is installed first, half a gigabyte
 	$(BIN)/python -m pip install --quiet --editable '.[dev,tpu]' --constraint constraints.txt
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m devices tests/test_accelerators.py
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m devices $(ONLY) tests/test_accelerators.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
