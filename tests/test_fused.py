@@ -1,6 +1,7 @@
 """The fused executor computes what a textbook says, in the memory that it promises."""
 
 import functools
+import math
 
 import chex
 import jax
@@ -24,7 +25,7 @@ from jaxlocal import (
     streamed,
     through,
 )
-from jaxlocal.executors import ONE_DEVICE, pipelined
+from jaxlocal.executors import ONE_DEVICE, compiler, pipelined
 from jaxlocal.executors.fused import train_step
 from jaxlocal.heads import Classifier
 from jaxlocal.layers import global_average_pool
@@ -225,3 +226,14 @@ def test_float64_is_computed_in_under_x64():
     t = toy.make(rules.greedy())
     with jax.enable_x64(True):
         fused(t.blocks, t.feed, toy.OPTIMIZER, dtype=jnp.float64)
+
+
+def test_the_cache_is_set_back_when_the_last_thread_has_compiled():
+    """Programs are compiled by several at once, and one may end before another."""
+    option, guard = "jax_persistent_cache_min_compile_time_secs", compiler._Uncached()
+    before = getattr(jax.config, option)
+    guard.__enter__()
+    with guard:
+        guard.__exit__(None, None, None)
+        assert getattr(jax.config, option) == math.inf
+    assert getattr(jax.config, option) == before

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+import threading
 
 import jax
 
@@ -33,19 +33,33 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
     return options
 
 
-@contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Programs that are compiled in here are not written to JAX's persistent cache if they may call oneDNN.
+class _Uncached(contextlib.AbstractContextManager[None]):
+    """Of all threads: the first to come sets JAX's option, the last to go sets it back."""
 
-    Those cannot be written: jax 0.12 fails at it, of which it warns, or ends in a segmentation fault.
+    def __init__(self) -> None:
+        self._lock, self._within, self._before = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._before = getattr(jax.config, _CACHED_FROM)
+                jax.config.update(_CACHED_FROM, math.inf)
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                jax.config.update(_CACHED_FROM, self._before)
+
+
+_CACHED_FROM = "jax_persistent_cache_min_compile_time_secs"
+_UNCACHED, _AS_EVER = _Uncached(), contextlib.nullcontext()
+
+
+def uncached() -> contextlib.AbstractContextManager[None]:
+    """Programs that are compiled within are not written to JAX's persistent cache if they may call oneDNN.
+
+    Those cannot be written: jax 0.12 fails at it, of which it warns.
     """
-    if not _LIBRARIES.items() <= compiler_options().items():
-        yield
-        return
-    option = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, option)
-    jax.config.update(option, math.inf)
-    try:
-        yield
-    finally:
-        jax.config.update(option, before)
+    return _UNCACHED if jax.__version_info__ >= (0, 12) and jax.default_backend() == "cpu" else _AS_EVER

@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from jaxlocal.axis import DataAxis
 from jaxlocal.executors.accelerators import is_described
-from jaxlocal.executors.compiler import compiler_options, uncached
-from jaxlocal.target import compiling_for, traced_for
+from jaxlocal.executors.compiler import compiler_options
+from jaxlocal.executors.placed import Placed, is_traced
+from jaxlocal.target import traced_for
 from jaxlocal.variables import abstract, nbytes
 
 AXIS = "data"
@@ -172,7 +173,7 @@ class DataParallel:
             one = _mapped(lambda x: x[:1], inputs, args)
             return jax.vmap(f, in_axes=inputs, axis_name=AXIS, axis_size=1)(*one)
 
-        return _Placed(program, self.devices, inner, part)
+        return Placed(program, self.devices, inner, part)
 
     def replicate(self, tree: Any) -> Any:
         return _put(self, tree, self.sharding(None))
@@ -198,41 +199,6 @@ class DataParallel:
         return jax.make_array_from_process_local_data(self.sharding(0), np.asarray(x))
 
 
-class _Placed:
-    """A program of a placement.
-
-    Args:
-      program: runs, and is lowered.
-      devices: that it is compiled for.
-      inner: what it is within another program, which has compiler options of its own.
-      part: the same computation on one device, of the same arguments or of their shapes, if the program itself
-        cannot be counted.
-    """
-
-    def __init__(
-        self,
-        program: Any,
-        devices: tuple[jax.Device, ...],
-        inner: Callable[..., Any],
-        part: Callable[..., Any] | None = None,
-    ) -> None:
-        self._program, self._inner, self._part = program, inner, part
-        self.devices, self.lower = devices, program.lower
-
-    def __call__(self, *args: Any) -> Any:
-        if is_traced(args):
-            return self._inner(*args)
-        with uncached():
-            return self._program(*args)
-
-    def trace(self, *args: Any) -> Any:
-        """Written out, to be counted."""
-        if (part := self._part) is None:
-            return self._program.trace(*args)
-        with compiling_for(None):
-            return jax.jit(lambda *args: part(*args)).trace(*args)
-
-
 def _jitted(placement: Placement, f: Callable[..., Any], donate_argnums: Any, ordered: bool) -> Any:
     """``f`` under ``jax.jit``, where each device has all of what goes in and comes out."""
     device = placement.devices[0]
@@ -242,7 +208,7 @@ def _jitted(placement: Placement, f: Callable[..., Any], donate_argnums: Any, or
     options = compiler_options(device.platform) if ordered else None
     program = jax.jit(traced_for(device, f), donate_argnums=donate_argnums, compiler_options=options, **where)
     counted = f if only_described or device.platform == "gpu" else None  # nobody counts what a kernel of cuDNN's does
-    return _Placed(program, placement.devices, f, counted)
+    return Placed(program, placement.devices, f, counted)
 
 
 def is_here(placement: Placement) -> bool:
@@ -254,11 +220,6 @@ def is_here(placement: Placement) -> bool:
 def is_compiled(placement: Placement) -> bool:
     """Whether this process compiles its programs."""
     return is_here(placement) or is_described(placement.devices[0])
-
-
-def is_traced(tree: Any) -> bool:
-    """Whether a tree is one of shapes, which have no place."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def bytes_of_a_device(placement: Placement, tree: Any, axes: Any) -> int:

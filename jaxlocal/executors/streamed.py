@@ -14,8 +14,9 @@ import optax
 
 from jaxlocal import block as block_lib
 from jaxlocal.block import Block, BlockState
-from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device, is_traced
+from jaxlocal.executors.data_parallel import ONE_DEVICE, Placement, bytes_of_a_device
 from jaxlocal.executors.loop import Run, Span, StepKeys, evaluation_keys, init_state, looks_at, step_keys
+from jaxlocal.executors.placed import is_traced
 from jaxlocal.executors.state import BlockMetrics, Executor, Program, TrainState, as_batch
 from jaxlocal.feed import Feed, Prepare
 from jaxlocal.objective import Batch, Carry
