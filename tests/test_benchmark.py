@@ -154,6 +154,8 @@ def test_the_page_says_what_the_lines_say(tiny):
     assert rows[2][:6] == ["greedy", "2", "1", "2", "35.00 ± 7.07", "-"]
     assert rows[2][6:] == ["20.00 (exit 1)", "3.0", "1.50", "0.5", "0.50", "0.75", "1.00", "linear heads"]
     assert "| - |" in page(suite, [line(task, first, 0, seconds=None)], "").replace("  ", "")
+    assert "(benchmark_digits.png)" in text
+    assert "(benchmark_digits.png)" not in page(suite, lines[:1], "")
     lost = page(suite, [lines[0], line(task, second, 0, exits=[], failed="block 1 diverged")], "")
     assert "linear heads; block 1 diverged" in lost
 
@@ -192,7 +194,7 @@ def test_a_suite_is_trained_goes_on_and_takes_rows(tmp_path, tiny):
     assert lines[1]["exits"] == json.loads(first.splitlines()[1])["exits"]
     assert lines[1]["seconds"] is None
     assert all(math.isfinite(x["time"]) and x["total"] > x["temporaries"] > 0 for x in lines)
-    assert (tmp_path / "runs" / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "runs" / "benchmark_digits.png").read_bytes().startswith(b"\x89PNG")
     assert "| dgl |" in (tmp_path / "runs" / "benchmark.md").read_text().replace("  ", "")
     last = program("benchmark", *given, "--rules=dgl")
     assert "[" not in last.stdout.split("#")[0]

@@ -89,8 +89,18 @@ def by_device(panels: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: s
 
 
 class Trade(NamedTuple):
-    """A row of a benchmark: its name, memory and FLOPs relative to the first one's, its error, and that's deviation."""
+    """A row of a benchmark.
 
+    Attributes:
+      kind: what has one colour.
+      name: its label.
+      memory: relative to the first row's.
+      flops: likewise.
+      error: the mean over its seeds.
+      deviation: of these.
+    """
+
+    kind: str
     name: str
     memory: float
     flops: float
@@ -100,18 +110,21 @@ class Trade(NamedTuple):
 
 def trades(points: Sequence[Trade], ylabel: str, title: str, path: Path) -> None:
     """Error against memory and against FLOPs; the first point is what both are relative to."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
+    kinds = list(dict.fromkeys(point.kind for point in points))
     for ax, xlabel, of in ((axes[0], "memory", "memory"), (axes[1], "FLOPs", "flops")):
-        for i, point in enumerate(points):
-            colour = matplotlib.colormaps["tab20"](i % 20)
+        middle = (min(getattr(point, of) for point in points) + max(getattr(point, of) for point in points)) / 2
+        for point in points:
+            colour = matplotlib.colormaps["tab10"](kinds.index(point.kind) % 10)
             at = getattr(point, of), point.error
             ax.errorbar(*at, point.deviation, fmt="o", color=colour, capsize=3)
-            ax.annotate(point.name, at, (5, 3), textcoords="offset points", fontsize=8, color=colour)
+            side = {"xytext": (5, 3)} if at[0] <= middle else {"xytext": (-5, 3), "ha": "right"}
+            ax.annotate(point.name, at, textcoords="offset points", fontsize=8, color=colour, **side)
         ax.axhline(points[0].error, color="0.4", linewidth=0.8, zorder=0)
         ax.axvline(1, color="0.4", linewidth=0.8, zorder=0)
         ax.set_xlabel(f"{xlabel} of a step ÷ {points[0].name}'s")
-        ax.margins(x=0.15)
+        ax.margins(x=0.1)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(ylabel)
     figure.suptitle(title, fontsize=11)

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.drawing.figures import Trade, trades
 from experiments.drawing.tables import aligned, spread
-from experiments.recipe.suite import Suite, Task, command
+from experiments.recipe.suite import Row, Suite, Task, command
 from experiments.training.metrics import IMAGES, Metrics, of_text
 from experiments.training.results import best_exit
 from jaxlocal.executors import MIB
@@ -72,6 +72,8 @@ def page(suite: Suite, lines: Sequence[Line], how: str) -> str:
     for task in suite.tasks:
         if found := summaries(task, lines):
             texts += ["", f"## {task.title}", "", _table(task, found), "", *_commands(task, found)]
+            if _drawn(task, found):
+                texts += ["", f"![Error against memory and FLOPs: {task.title}]({_picture(task)})"]
     texts += ["", _NOTE, ""]
     return "\n".join(texts)
 
@@ -104,7 +106,7 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
         cells = (
             _shown(row),
             str(len(line["cuts"]) + 1),
-            ",".join(map(str, line["cuts"])) or "-",
+            ",".join(map(str, line["cuts"])) or (f"({row.cuts})" if row.cuts else "-"),  # exits of one block
             str(len(of.lines)),
             spread(of.last, said.headline.form),
             row.published or "-",
@@ -125,7 +127,7 @@ def _costs(line: Line, base: Line | None) -> tuple[str, ...]:
     return f"{line['flops'] / 1e6:,.1f}", ratio("flops"), f"{line['total'] / MIB:,.1f}", ratio("total"), time
 
 
-def _shown(row: Any) -> str:
+def _shown(row: Row) -> str:
     """The rule, and what else differs but the cuts, which have a column."""
     return ", ".join([row.rule, *(f"{name}={value}" for name, value in row.set.items())])
 
@@ -149,17 +151,32 @@ def _where(line: Line) -> str:
     return f"{of['device']}, {of['host_cpus']} cores; Python {of['python']}, jax {of['jax']}, code {of['code']}"
 
 
+def _labelled(row: Row, line: Line) -> str:
+    return _shown(row) + (f" K={len(line['cuts']) + 1}" if line["cuts"] else f" at {row.cuts}" if row.cuts else "")
+
+
+def _picture(task: Task) -> str:
+    return f"benchmark_{task.name}.png"
+
+
+def _drawn(task: Task, found: Mapping[str, Summary]) -> dict[str, Summary]:
+    """The rows that a picture has; none if the first is not among them, or alone."""
+    rows = {name: of for name, of in found.items() if of.lines and not np.isnan(of.last).any()}
+    return rows if task.rows[0].name in rows and len(rows) > 1 else {}
+
+
 def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
     """Error against memory and against FLOPs, of each task with several rows; the files that were written."""
     written = []
     for task in suite.tasks:
-        found = {name: of for name, of in summaries(task, lines).items() if of.lines and not np.isnan(of.last).any()}
-        if task.rows[0].name not in found or len(found) < 2:
+        if not (found := _drawn(task, summaries(task, lines))):
             continue
         base, said = found[task.rows[0].name].lines[0], metrics_of(found[task.rows[0].name].lines[0])
+        rows = {row.name: row for row in task.rows}
         points = [
             Trade(
-                name.replace("@cuts=", " "),
+                rows[name].rule,
+                _labelled(rows[name], of.lines[0]),
                 of.lines[0]["total"] / base["total"],
                 of.lines[0]["flops"] / base["flops"],
                 float(np.mean(of.last)),
@@ -167,6 +184,6 @@ def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
             )
             for name, of in found.items()
         ]
-        written.append(where / f"{task.name}.png")
+        written.append(where / _picture(task))
         trades(points, said.axis("at the last exit"), task.title, written[-1])
     return written
