@@ -92,7 +92,7 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
     said = metrics_of(some)
     base = next((of.lines[0] for name, of in found.items() if name == task.rows[0].name and of.lines), None)
     titles = ("rule", "blocks", "cuts", "seeds", f"last exit, {said.headline.title}", "published", "best exit")
-    costs = ("MFLOP / example", "÷", "memory MiB", "÷", "time ÷", "hours")
+    costs = ("MFLOP / example", "÷", "memory MiB", "÷", "time ÷", said.rate, "hours")
     rows: list[Sequence[str]] = [(*titles, *costs, "")]
     for row in task.rows:
         of = found.get(row.name)
@@ -100,7 +100,7 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
             continue
         note = "; ".join(filter(None, (row.note, of.failed)))
         if not of.lines:
-            rows.append((_shown(row), *["-"] * 4, row.published or "-", *["-"] * 7, note))
+            rows.append((_shown(row), *["-"] * 4, row.published or "-", *["-"] * 8, note))
             continue
         line = of.lines[0]
         cells = (
@@ -118,13 +118,14 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
 
 
 def _costs(line: Line, base: Line | None) -> tuple[str, ...]:
-    """FLOPs and memory, and both and the time relative to the first row's."""
+    """FLOPs and memory, both and the time relative to the first row's, and the rate."""
 
     def ratio(field: str) -> str:
         return f"{line[field] / base[field]:.2f}" if base else "-"
 
     time = "-" if line["time"] is None else f"{line['time']:.2f}"
-    return f"{line['flops'] / 1e6:,.1f}", ratio("flops"), f"{line['total'] / MIB:,.1f}", ratio("total"), time
+    rate = f"{line['rate']:,.0f}"
+    return f"{line['flops'] / 1e6:,.1f}", ratio("flops"), f"{line['total'] / MIB:,.1f}", ratio("total"), time, rate
 
 
 def _shown(row: Row) -> str:

@@ -17,13 +17,13 @@ from experiments.recipe.experiment import Experiment
 from experiments.recipe.suite import Row, Suite, Task, recipe
 from experiments.training.divergence import DivergedError
 from experiments.training.loop import train_and_evaluate
-from experiments.training.metrics import exits_of, metrics_of
+from experiments.training.metrics import counted, exits_of, metrics_of
 from experiments.training.results import Results
 from experiments.training.workdir import differing, holds_run, load_record
 
 Line = Mapping[str, Any]  # of a run
 _FIELDS = ("task", "row", "seed", "config", "exits")
-COSTS = ("flops", "temporaries", "total", "time")
+COSTS = ("flops", "temporaries", "total", "time", "rate")
 Key = tuple[str, str, int]  # task, row, seed
 
 
@@ -68,12 +68,13 @@ def built(suite: Suite, added: Sequence[str]) -> dict[tuple[str, str], Experimen
 def costs(experiment: Experiment, base: Experiment) -> dict[str, Any]:
     """What a step takes, and its time relative to that of another's, by turns."""
     of = measure(experiment)
-    took = turns({"base": base, "row": experiment}, rounds=5) if experiment is not base else {"base": [1], "row": [1]}
+    took = turns({"base": base, "row": experiment}, rounds=5)
     return {
         "flops": of.cost.flops,
         "temporaries": of.cost.temporaries,
         "total": of.cost.total - of.data,
-        "time": float(np.median(np.divide(took["row"], took["base"]))),
+        "time": 1.0 if experiment is base else float(np.median(np.divide(took["row"], took["base"]))),
+        "rate": counted(experiment, experiment.config.batch_size) / float(np.median(took["row"])),
     }
 
 
