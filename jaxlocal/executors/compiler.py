@@ -14,16 +14,25 @@ _LIBRARIES = {
 }
 
 
-def compiler_options(platform: str | None = None) -> dict[str, str]:
+def compiler_options(platform: str | None = None, *, described: bool = False) -> dict[str, str]:
     """Options for ``jax.jit`` on a platform, the default backend unless one is given.
+
+    Args:
+      platform: of the device.
+      described: whether it is not here.
 
     On CPU the default schedule is not the one of least memory. And before jax 0.11 a
     pass removes every optimization barrier, and with it the order of blocks and units.
     From jax 0.12 on the library that computes convolutions can be chosen; programs with oneDNN's are to be
     compiled within :func:`uncached`.
-    Nothing is set for other platforms: their schedules are those of least memory, and keep barriers.
+    Nothing is set for other platforms: their schedules are those of least memory, and keep barriers. But nothing is
+    tuned for a GPU that is not here, and before jax 0.11 its compiler fails at some products that it would take
+    Triton's tiles for, untuned: these are cuBLAS's.
     """
-    if (platform or jax.default_backend()) != "cpu":
+    platform = platform or jax.default_backend()
+    if described and platform not in ("cpu", "tpu") and jax.__version_info__ < (0, 11):
+        return {"xla_gpu_enable_triton_gemm": "False"}
+    if platform != "cpu":
         return {}
     options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     if jax.__version_info__ < (0, 11):

@@ -161,7 +161,7 @@ class DataParallel:
         )
         axes, device = {"in_axes": inputs, "out_axes": outputs}, self.devices[0]
         if self._mapping == "shard_map":
-            options = compiler_options(device.platform) if ordered else None
+            options = compiler_options(device.platform, described=is_described(device)) if ordered else None
             inner = traced_for(device, mapped)
             program = jax.jit(inner, donate_argnums=donate_argnums, compiler_options=options)
         else:
@@ -205,7 +205,7 @@ def _jitted(placement: Placement, f: Callable[..., Any], donate_argnums: Any, or
     where: Any = {}
     if only_described := is_described(device):  # no argument says it
         where = {"in_shardings": placement.sharding(None), "out_shardings": placement.sharding(None)}
-    options = compiler_options(device.platform) if ordered else None
+    options = compiler_options(device.platform, described=only_described) if ordered else None
     program = jax.jit(traced_for(device, f), donate_argnums=donate_argnums, compiler_options=options, **where)
     counted = f if only_described or device.platform == "gpu" else None  # nobody counts what a kernel of cuDNN's does
     return Placed(program, placement.devices, f, counted)
