@@ -1,4 +1,5 @@
 import contextlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -67,11 +68,35 @@ def test_the_second_reading_is_from_the_cache(cache, monkeypatch):
     assert sorted(path.suffix for path in cache.iterdir()) == [".npz", ".npz"]
 
 
+def test_another_set_of_the_same_name_and_length_is_another(cache, monkeypatch, tmp_path):
+    """What is cached is told apart by the files that it was decoded from."""
+    found = {}
+    for value in (1, 2):
+        shard = tmp_path / f"directory_{value}"
+        shard.write_bytes(bytes([value]))
+        info = SimpleNamespace(version="3.0.1", splits={"train": SimpleNamespace(filepaths=[shard])})
+        examples = [{"image": np.full((2, 2, 1), value, np.uint8), "label": value}] * 3
+        monkeypatch.setattr(sources, "tfds_records", lambda builder, split, of=examples: of)
+        for _ in range(2):
+            found[value] = sources._cached(SimpleNamespace(name="mnist", info=info), "train")
+    assert [found[value].label.tolist() for value in (1, 2)] == [[1] * 3, [2] * 3]
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("CIFAR10", "cifar10"), ("imagenet", "imagenet2012"), ("MNST", "mnist")],
+)
+def test_a_near_name_is_told_whatever_its_case(name, near):
+    with pytest.raises(ValueError, match=f"unknown data set '{name}': did you mean '{near}'"):
+        data.Streamed(name, None)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
 def test_a_damaged_cache_is_decoded_again(cache, damage):
     with tfds.testing.mock_data(num_examples=5):
         first = data.load("mnist")
-        (path,) = cache.glob("*-train.npz")
+        (path,) = cache.glob("*-train-*.npz")
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         written = {"flip": bytes(content), "cut": bytes(content[:999]), "empty": b"", "other": b"x" * 999}[damage]

@@ -267,6 +267,9 @@ def test_a_set_whose_files_name_code_of_others_is_refused(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"features\.json names the class 'payload\.Image'"):
         build(config(tmp_path, batch_size=1))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))  # as TFDS_DATA_DIR has it
+    with pytest.raises(UserError, match=r"features\.json names the class 'payload\.Image'"):
+        build(config("", batch_size=1))
 
 
 def test_a_set_without_a_split_to_evaluate(tmp_path):

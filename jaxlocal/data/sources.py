@@ -137,7 +137,9 @@ def _unknown(name: str) -> ValueError:
     import tensorflow_datasets as tfds
 
     all_names = tfds.list_builders(with_community_datasets=False)
-    near = get_close_matches(name, NAMES, n=1, cutoff=0.8) or get_close_matches(name, all_names, n=1)
+    lower = name.lower()
+    dated = [known for known in all_names if re.fullmatch(re.escape(lower) + r"\d+", known)]  # imagenet2012
+    near = get_close_matches(lower, NAMES, n=1, cutoff=0.8) or dated or get_close_matches(lower, all_names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ValueError(
         f"unknown data set {name!r}: {hint}known are {', '.join((*NAMES, *TEXTS))}, random_SIDE_CLASSES_EXAMPLES, "
@@ -158,11 +160,12 @@ def tfds_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
       MissingDataError: if the set is there in a format that needs TensorFlow.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d[\w.]*)?", name):
         raise _unknown(name)
-    if data_dir:
-        _check_classes(Path(data_dir).expanduser() / re.split("[/:]", name)[0])
+    for directory in list_data_dirs(given_data_dir=data_dir):  # all that TFDS would look in
+        _check_classes(Path(directory).expanduser() / re.split("[/:]", name)[0])
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
@@ -235,7 +238,8 @@ def _from_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
 def _cached(builder: Any, split: str) -> Split:
     """Reads a split from its cache file, or decodes it and writes the file."""
     source = tfds_records(builder, split)
-    path = default_cache_dir() / "data" / f"{builder.name}-{builder.info.version}-{split}.npz"
+    name = f"{builder.name}-{builder.info.version}-{split}-{_checksum(builder, split):08x}.npz"
+    path = default_cache_dir() / "data" / name
     if (cached := _read(path)) and len(cached.label) == len(source):
         return cached
     decoded = _decode(source, f"decoding {builder.name} {split}")
@@ -245,6 +249,17 @@ def _cached(builder: Any, split: str) -> Split:
         np.savez(made, image=decoded.image, label=decoded.label)
         os.replace(made, path)
     return decoded
+
+
+def _checksum(builder: Any, split: str) -> int:
+    """Of a split's files: sets of one name in two directories may be two."""
+    checksum = 0
+    paths = getattr(builder.info.splits.get(split), "filepaths", ())  # TFDS's mock sets have none
+    for path in map(Path, sorted(map(str, paths))):
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _read(path: Path) -> Split | None:
