@@ -28,13 +28,16 @@ Key = tuple[str, str, int]  # task, row, seed
 
 
 def lines_of(path: Path, suite: Suite) -> dict[Key, Line]:
-    """What is known of a suite's runs, the newest line of each; those of another recipe do not count."""
+    """What is known of a suite's runs, the newest line of each.
+
+    Those of another recipe do not count, nor those of an older form.
+    """
     known: dict[Key, Line] = {(line["task"], line["row"], line["seed"]): line for line in read_lines(path, _FIELDS)}
     found = {}
     for task, row, n in suite.runs():
         config = recipe(task, row, n)
         line = known.get((task.name, row.name, config.seed))
-        if line and not differing(line["config"], config):
+        if line and line.keys() >= set(COSTS) and not differing(line["config"], config):
             found[task.name, row.name, config.seed] = line
     return found
 
