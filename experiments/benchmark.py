@@ -23,14 +23,15 @@ import jax
 from absl import flags
 
 from experiments.app.environment import environment
-from experiments.app.files import as_json, directory, replace_text, saving
+from experiments.app.errors import BAD_INPUT, UserError
+from experiments.app.files import directory, replace_text, saving
 from experiments.app.program import required, required_path, run
 from experiments.pages.benchmark import headline, metrics_of, page, pictures
 from experiments.recipe.experiment import Experiment
-from experiments.recipe.suite import Row, Suite, Task, chosen, read
+from experiments.recipe.suite import Row, Suite, Task, chosen, read, rows_of
 from experiments.training.results import Results
-from experiments.training.workdir import InUseError
-from experiments.trials.runs import COSTS, Key, Line, built, costs, lines_of, to_go, trained
+from experiments.training.workdir import InUseError, check
+from experiments.trials.runs import COSTS, Key, Line, add_line, built, costs, lines_of, to_go, trained
 
 _SUITE = flags.DEFINE_string("suite", None, "The suite: cpu, gpu, or a file.toml of one's own.")
 _ONLY = flags.DEFINE_list("only", [], "Tasks of it, by name; all by default.")
@@ -41,40 +42,43 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, their lines and
 
 def main() -> int:
     """Trains what has not been, and writes the page."""
-    added = list(filter(None, _RULES.value.split(";")))
+    added = rows_of(_RULES.value)
     suite = chosen(read(required(_SUITE, "cpu, gpu or a file")), _ONLY.value, _SEEDS.value, added)
     workdir = directory(required_path(_WORKDIR, "a directory for the runs"))
     path = workdir / "runs.jsonl"
-    experiments = built(suite, [text.strip() for text in added])
-    busy: set[Key] = set()
+    experiments = built(suite, [row.name for row in added])
     measured: dict[tuple[str, str], Mapping[str, Any]] = {}
-    while todo := _todo(suite, experiments, lines_of(path, suite), busy):
-        known = lines_of(path, suite)
+    left: dict[Key, str] = {}  # to another process, or as their directories hold runs of another recipe
+    while todo := _todo(suite, experiments, known := lines_of(path, suite), left):
         (task, row, key) = todo[0]
         print(
             f"[{len(known) + 1}/{len(known) + len(todo)}] {task.name}: {row.name}, seed {key[2]}; "
             f"ETA {to_go(known, [key for *_, key in todo])}",
             flush=True,
         )
-        experiment = experiments[key[:2]]
-        same = [line for other, line in known.items() if other[:2] == key[:2] and line["environment"] == environment()]
+        same = [line for other, line in known.items() if other[:2] == key[:2] and line["measured_in"] == environment()]
         where = workdir / task.name / re.sub(r"[^\w.=-]+", "_", row.name).strip("_") / f"seed_{key[2]}"
+        experiment = experiments[key[:2]].at_seed(key[2])
         try:
-            base = experiments[task.name, task.rows[0].name]
-            cost = measured.get(key[:2]) or (
-                {name: same[0][name] for name in COSTS} if same else costs(experiment, base)
-            )
-            measured[key[:2]] = cost
-            found = trained(task, row, experiment.at_seed(key[2]), where, cost)
-        except InUseError:
-            busy.add(key)
+            check(where, experiment.config)
+        except UserError as error:
+            left[key] = str(error)
+            continue
+        if key[:2] not in measured:
+            known_cost = {name: same[0][name] for name in COSTS} if same else None
+            measured[key[:2]] = known_cost or costs(experiments[key[:2]], experiments[task.name, task.rows[0].name])
+        if key in lines_of(path, suite):  # by another process, meanwhile
+            continue
+        try:
+            found = trained(task, row, experiment, where, measured[key[:2]])
+        except InUseError as error:
+            left[key] = str(error)
             continue
         if isinstance(found, Results):
             assert found.stopped_by
             print(f"stopped at {where}; the same command goes on from there", flush=True)
             return 128 + found.stopped_by
-        with saving(path), path.open("a", encoding="utf-8") as file:
-            file.write(as_json(found) + "\n")
+        add_line(path, found)
         said = metrics_of(found)
         print(f"  {found['failed'] or f'{said.headline.said(headline(found)[-1])} {said.headline.title}'}", flush=True)
         _write(suite, path, workdir)
@@ -82,20 +86,20 @@ def main() -> int:
     text = _write(suite, path, workdir)
     drawn = pictures(suite, list(lines_of(path, suite).values()), workdir)
     print(f"\n{text}\npage: {workdir / 'benchmark.md'}   pictures: {', '.join(map(str, drawn)) or 'none'}")
-    if busy:
-        print(f"{len(busy)} runs are another process's", file=sys.stderr)
-    return 0
+    for reason in left.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    return BAD_INPUT if left else 0
 
 
 def _todo(
-    suite: Suite, experiments: Mapping[tuple[str, str], Experiment], known: Mapping[Key, Line], busy: set[Key]
+    suite: Suite, experiments: Mapping[tuple[str, str], Experiment], known: Mapping[Key, Line], left: Mapping[Key, str]
 ) -> list[tuple[Task, Row, Key]]:
-    """Runs that are neither known nor another process's, in the order of the suite."""
+    """Runs that are neither known nor left out, in the order of the suite."""
     rows = (
         (task, row, (task.name, row.name), n) for task, row, n in suite.runs() if (task.name, row.name) in experiments
     )
     runs = [(task, row, (*names, experiments[names].config.seed + n)) for task, row, names, n in rows]
-    return [(task, row, key) for task, row, key in runs if key not in known and key not in busy]
+    return [(task, row, key) for task, row, key in runs if key not in known and key not in left]
 
 
 def _write(suite: Suite, path: Path, workdir: Path) -> str:

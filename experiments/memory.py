@@ -167,8 +167,9 @@ def main() -> None:
     report(log, cases, _COLUMNS, flags.FLAGS.axis, _HEIGHT, "memory.png")
     if len(devices) > 1:
         axis, path = flags.FLAGS.axis, log.workdir / "devices.png"
-        by_device(ratios(log, cases, axis), f"{axis} memory of a step ÷ backprop's on the same device", path)
-        print(f"picture: {path}")
+        if found := ratios(log, cases, axis):
+            by_device(found, f"{axis} memory of a step ÷ backprop's on the same device", path)
+            print(f"picture: {path}")
 
 
 if __name__ == "__main__":

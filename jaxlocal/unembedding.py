@@ -58,7 +58,7 @@ def following(inner: LocalObjective, decay: float, dtype: Any = None) -> LocalOb
         """The table among the averages."""
         path, table = _table(variables["params"])
         rest = {p: x for p, x in traverse_util.flatten_dict(variables["params"]).items() if p != path}
-        averages = traverse_util.unflatten_dict({path: table.astype(dtype)})
+        averages = traverse_util.unflatten_dict({path: table if dtype is None else table.astype(dtype)})
         return {**variables, "params": traverse_util.unflatten_dict(rest), EMA: averages}
 
     def whole(variables: Variables) -> Variables:

@@ -44,9 +44,9 @@ def test_addresses_are_no_directories(text):
         ("export", ("--workdir=/tmp", "--output=gs://b/x")),
     ],
 )
-def test_programs_refuse_addresses(module, given, tmp_path):
+def test_programs_refuse_addresses(module, given):
     assert_one_line_error(program(module, *given), "is no file system")
-    assert not list(tmp_path.glob("*"))
+    assert not any((ROOT / scheme).exists() for scheme in ("gs:", "s3:"))
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):

@@ -9,8 +9,8 @@ from experiments.app.environment import environment
 from experiments.app.errors import UserError
 from experiments.pages.benchmark import page
 from experiments.recipe.registry import make_rule
-from experiments.recipe.suite import Row, Suite, Task, chosen, command, read, recipe
-from experiments.trials.runs import built, lines_of, to_go
+from experiments.recipe.suite import Row, Suite, Task, chosen, command, read, recipe, rows_of
+from experiments.trials.runs import add_line, built, lines_of, to_go
 from tests.programs import assert_one_line_error, program
 
 TINY = """
@@ -96,7 +96,7 @@ def test_suites_and_tasks_that_are_not_there(tiny):
 
 
 def test_rows_of_ones_own_are_in_every_task_once(tiny):
-    suite = chosen(read(str(tiny)), [], 1, ["dgl@1", "greedy", " dgl@1"])
+    suite = chosen(read(str(tiny)), [], 1, rows_of("dgl@1; greedy; dgl@1;"))
     assert [row.name for row in suite.tasks[0].rows] == ["backprop", "greedy", "dgl@cuts=1"]
     assert suite.tasks[0].seeds == 1
     assert recipe(suite.tasks[0], suite.tasks[0].rows[-1], 0).cuts == "1"
@@ -114,6 +114,7 @@ def line(task: Task, row: Row, seed: int, **fields):
         "temporaries": 1,
         "time": 1.0,
         "rate": 1234.4,
+        "measured_in": environment(),
     }
     return {**known, "total": 2**20, "seconds": 3600.0, "environment": environment(), "config": config, **fields}
 
@@ -123,14 +124,48 @@ def test_a_line_of_another_recipe_does_not_count(tmp_path, tiny):
     task = suite.tasks[0]
     lines = [line(task, row, n) for row in task.rows for n in (0, 1)]
     lines[0]["config"]["learning_rate"] = 3.0
-    lines[1]["config"]["executor"] = "streamed"  # which changes no result
+    lines[1]["config"]["eval_batch_size"] = 7  # which changes nothing
+    lines[2]["config"]["executor"] = "streamed"  # which changes what a step takes
+    del lines[3]["rate"]  # of an older form
+    lines.append({**line(task, task.rows[1], 1), "exits": []})
+    lines.append({**lines[-1], "config": lines[0]["config"]})  # of another recipe, and newer
     path = tmp_path / "runs.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + '\n{"task": "dig')
-    assert sorted(lines_of(path, suite)) == [
-        ("digits", "backprop", 1),
-        ("digits", "greedy", 0),
-        ("digits", "greedy", 1),
-    ]
+    assert sorted(lines_of(path, suite)) == [("digits", "backprop", 1), ("digits", "greedy", 1)]
+    assert lines_of(path, suite)["digits", "greedy", 1]["exits"] == []
+
+
+def test_a_line_that_was_cut_short_harms_no_other(tmp_path, tiny):
+    suite = read(str(tiny))
+    task, path = suite.tasks[0], tmp_path / "runs.jsonl"
+    add_line(path, line(task, task.rows[0], 0))
+    path.write_bytes(path.read_bytes()[:-20])
+    add_line(path, line(task, task.rows[1], 0))
+    add_line(path, line(task, task.rows[0], 1))
+    assert sorted(lines_of(path, suite)) == [("digits", "backprop", 1), ("digits", "greedy", 0)]
+
+
+def test_a_row_on_other_data_keeps_them_to_itself(tiny):
+    tiny.write_text(TINY.replace('published = "1.0"', "set = { eval_examples = 50 }"))
+    first, second = built(read(str(tiny)), []).values()
+    assert [len(of.dataset.test.label) for of in (first, second)] == [50, 360]
+
+
+def test_what_was_measured_elsewhere_is_not_relative_to_what_was_here(tiny):
+    suite = read(str(tiny))
+    task = suite.tasks[0]
+    there = {**environment(), "device": "another"}
+    text = page(suite, [line(task, task.rows[0], 0), line(task, task.rows[1], 0, measured_in=there)], "")
+    (row,) = [text.split("|")[1:-1] for text in text.splitlines() if text.lstrip("| ").startswith("greedy ")]
+    assert [cell.strip() for cell in row][7:13] == ["2.0", "-", "1.0", "-", "-", "-"]
+
+
+def test_a_loss_that_is_not_finite_is_a_dash(tiny):
+    suite = read(str(tiny))
+    task, exits = suite.tasks[0], [{"loss": None, "accuracy": 0.1}]
+    text = page(suite, [line(task, row, 0, exits=exits, unit="character") for row in task.rows], "")
+    assert "| - |" in text.replace("  ", "")
+    assert "png" not in text
 
 
 def test_the_page_says_what_the_lines_say(tiny):
@@ -147,7 +182,7 @@ def test_the_page_says_what_the_lines_say(tiny):
     assert rows[1][:6] == ["backprop", "1", "-", "1", "50.00", "1.0"]
     assert rows[1][6:] == ["50.00 (exit 1)", "2.0", "1.00", "1.0", "1.00", "1.00", "1,234", "1.00", ""]
     assert rows[2][:6] == ["greedy", "2", "1", "2", "35.00 ± 7.07", "-"]
-    assert rows[2][6:] == ["20.00 (exit 1)", "3.0", "1.50", "0.5", "0.50", "0.75", "1,234", "1.00", "linear heads"]
+    assert rows[2][6:] == ["20.00 (exit 1)", "3.0", "1.50", "0.5", "0.50", "0.75", "1,646", "1.00", "linear heads"]
     assert "| - |" in page(suite, [line(task, first, 0, seconds=None)], "").replace("  ", "")
     assert "(benchmark_digits.png)" in text
     assert "(benchmark_digits.png)" not in page(suite, lines[:1], "")
@@ -191,8 +226,14 @@ def test_a_suite_is_trained_goes_on_and_takes_rows(tmp_path, tiny):
     assert all(math.isfinite(x["time"]) and x["total"] > x["temporaries"] > 0 for x in lines)
     assert (tmp_path / "runs" / "benchmark_digits.png").read_bytes().startswith(b"\x89PNG")
     assert "| dgl |" in (tmp_path / "runs" / "benchmark.md").read_text().replace("  ", "")
-    last = program("benchmark", *given, "--rules=dgl")
+    last = program("benchmark", *given, "--rules=dgl;lopt@1")
+    assert last.returncode == 0, last.stderr
+    assert last.stdout.startswith("left out of digits: lopt@cuts=1")
     assert "[" not in last.stdout.split("#")[0]
+    tiny.write_text(TINY.replace("1 epochs", "2 epochs"))
+    other = program("benchmark", *given)
+    assert other.returncode == 2
+    assert other.stderr.count("left out: workdir") == 4
 
 
 @pytest.mark.parametrize(

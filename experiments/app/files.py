@@ -94,7 +94,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file in one piece, on disk when it returns."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write it
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -56,7 +56,8 @@ def summaries(task: Task, lines: Sequence[Line]) -> dict[str, Summary]:
 
 def headline(line: Line) -> Sequence[float | None]:
     """The headline number at every exit of a run."""
-    return metrics_of(line).headline.at(line["exits"])
+    exits = [{name: math.nan if x is None else x for name, x in exit.items()} for exit in line["exits"]]
+    return metrics_of(line).headline.at(exits)
 
 
 def page(suite: Suite, lines: Sequence[Line], how: str) -> str:
@@ -80,8 +81,9 @@ def page(suite: Suite, lines: Sequence[Line], how: str) -> str:
 
 _NOTE = (
     "Mean and sample deviation over seeds. *Memory* is the highest point of a step by the compiler's analysis, the "
-    "data set apart; *time* is a step's, by turns with the first row's while the suite ran. ÷ is relative to the first "
-    "row. *Hours* are those of a run, whatever else the machine did."
+    "data set apart; *time* is a step's, by turns with the first row's while the suite ran; the rate is "
+    "the first row's divided by it. ÷ is relative to the first row. *Hours* are those of a run, whatever else the "
+    "machine did."
 )
 
 
@@ -119,12 +121,14 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
 
 def _costs(line: Line, base: Line | None) -> tuple[str, ...]:
     """FLOPs and memory, both and the time relative to the first row's, and the rate."""
+    if base and line["measured_in"] != base["measured_in"]:
+        base = None
 
     def ratio(field: str) -> str:
         return f"{line[field] / base[field]:.2f}" if base else "-"
 
-    time = "-" if line["time"] is None else f"{line['time']:.2f}"
-    rate = f"{line['rate']:,.0f}"
+    time = "-" if line["time"] is None or base is None else f"{line['time']:.2f}"
+    rate = "-" if line["time"] is None or not base or not base["rate"] else f"{base['rate'] / line['time']:,.0f}"
     return f"{line['flops'] / 1e6:,.1f}", ratio("flops"), f"{line['total'] / MIB:,.1f}", ratio("total"), time, rate
 
 

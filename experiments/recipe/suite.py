@@ -1,5 +1,6 @@
 """Suites of a benchmark: tasks, each with a recipe and the rules that train under it, from one file."""
 
+import re
 import runpy
 import shlex
 import tomllib
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments.app.calls import parse_call
 from experiments.app.errors import UserError, one_line, one_of, user_input
 from experiments.app.files import given_path
+from experiments.recipe.fields import plain
 
 HOUSE = Path(__file__).parents[1]
 
@@ -106,6 +108,8 @@ def _suite(content: Mapping[str, Any]) -> Suite:
             for row in task["rows"]
         ]
         found = Task(**{**task, "rows": tuple(Row(**row) for row in rows)})
+        if not re.fullmatch(r"[\w.-]+", found.name):
+            raise ValueError(f"{where}: the name is of a directory: letters, digits, _ . and - alone")
         if not found.rows or found.seeds < 1:
             raise ValueError(f"{where}: rows and seeds are needed, one at least")
         if len({row.name for row in found.rows}) < len(found.rows):
@@ -134,14 +138,21 @@ def _checked(given: Any, what: str, **fields: Any) -> dict[str, Any]:
     return found
 
 
-def chosen(suite: Suite, only: Sequence[str], seeds: int | None, added: Sequence[str]) -> Suite:
+def rows_of(text: str) -> list[Row]:
+    """Reads ``mine(depth=2)@2,4;mine``: rules as calls, with cuts behind an ``@`` if they are not the recipe's."""
+    parts = (part.partition("@") for part in filter(str.strip, text.split(";")))
+    rows = (Row(rule.strip(), cuts.strip()) for rule, _, cuts in parts)
+    return list({row.name: row for row in rows}.values())
+
+
+def chosen(suite: Suite, only: Sequence[str], seeds: int | None, added: Sequence[Row]) -> Suite:
     """A part of a suite, with rows of one's own in each of its tasks.
 
     Args:
       suite: whose tasks they are.
       only: names of tasks; all if empty.
       seeds: of each row at most.
-      added: rules as calls, with cuts behind an ``@`` if they are not the recipe's.
+      added: the rows.
 
     Raises:
       UserError: if there is no such task.
@@ -149,14 +160,12 @@ def chosen(suite: Suite, only: Sequence[str], seeds: int | None, added: Sequence
     names = [task.name for task in suite.tasks]
     for name in only:
         one_of("task", name, names)
-    parts = (text.partition("@") for text in added)
-    rows = {row.name: row for row in (Row(rule.strip(), cuts.strip()) for rule, _, cuts in parts)}.values()
     tasks = [task for task in suite.tasks if not only or task.name in only]
     return suite._replace(
         tasks=tuple(
             task._replace(
                 seeds=min(task.seeds, seeds or task.seeds),
-                rows=(*task.rows, *(row for row in rows if row.name not in {own.name for own in task.rows})),
+                rows=(*task.rows, *(row for row in added if row.name not in {own.name for own in task.rows})),
             )
             for task in tasks
         )
@@ -176,7 +185,7 @@ def recipe(task: Task, row: Row, seed: int) -> ConfigDict:
         config.rule = ConfigDict(parse_call(row.rule, "rule", config.rule))
         config.cuts = row.cuts or config.cuts
         config.seed += seed
-    return config
+    return plain(config)
 
 
 def command(task: Task, row: Row) -> str:
@@ -193,6 +202,10 @@ def _config(which: str) -> ConfigDict:
         return runpy.run_path(str(path))["get_config"]()
     except OSError as error:
         raise UserError(f"config {which}: {error.strerror}: {path}") from error
+    except KeyError as error:
+        raise UserError(f"config {path}: it has no {one_line(error)}") from error
+    except Exception as error:  # a user's own file
+        raise UserError(f"config {path}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _set(config: ConfigDict, name: str, value: Any) -> None:

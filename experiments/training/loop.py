@@ -53,39 +53,43 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
         raise UserError(f"device {config.device} is only described: programs are compiled for it, none can run")
     state = _start(experiment, workdir)
     about = experiment.describe(state)
-    with claimed(workdir, config, about, environment()):
+    with (
+        claimed(workdir, config, about, environment()),
+        _signals() as received,
+        saving(workdir, GOES_ON),
+        closing(Checkpoints(workdir)) as checkpoints,
+    ):
         _announce(config, about)
-        with _signals() as received, saving(workdir, GOES_ON), closing(Checkpoints(workdir)) as checkpoints:
-            watch = Watch(experiment, workdir)
-            rolled_back: int | None = None  # to the checkpoint of this step
-            while True:
-                last, saved = checkpoints.resume(experiment.whole(state))
-                if last:
-                    state = experiment.executor.place(saved)
-                    what = "is finished:" if last == experiment.num_steps else "goes on"
-                    print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
-                if rolled_back is not None:
-                    state = with_other_key(state)
-                with (
-                    closing(Recorder(workdir, last, config.seed)) as recorder,
-                    closing(
-                        Profiler(workdir / "profile", last if profile else None, experiment.executor.programs)
-                    ) as profiler,
-                    closing(experiment.batches(range(last, experiment.num_steps))) as batches,
-                ):
-                    if config.start_from and not recorder.history:
-                        test(0, state, experiment, recorder)
-                    try:
-                        seeds, stopped_by = _loop(
-                            experiment, state, last, batches, watch, recorder, checkpoints, received, profiler
-                        )
-                        break
-                    except DivergedError as error:
-                        before, rolled_back = rolled_back, checkpoints.step("last") or 0
-                        if config.on_divergence != "rollback" or before == rolled_back:
-                            raise
-                        print(f"warning: {error}; back to step {rolled_back}", file=sys.stderr, flush=True)
-                state = _start(experiment, workdir)
+        watch = Watch(experiment, workdir)
+        rolled_back: int | None = None  # to the checkpoint of this step
+        while True:
+            last, saved = checkpoints.resume(experiment.whole(state))
+            if last:
+                state = experiment.executor.place(saved)
+                what = "is finished:" if last == experiment.num_steps else "goes on"
+                print(f"{workdir} {what} at step {last} of {experiment.num_steps}", flush=True)
+            if rolled_back is not None:
+                state = with_other_key(state)
+            with (
+                closing(Recorder(workdir, last, config.seed)) as recorder,
+                closing(
+                    Profiler(workdir / "profile", last if profile else None, experiment.executor.programs)
+                ) as profiler,
+                closing(experiment.batches(range(last, experiment.num_steps))) as batches,
+            ):
+                if config.start_from and not recorder.history:
+                    test(0, state, experiment, recorder)
+                try:
+                    seeds, stopped_by = _loop(
+                        experiment, state, last, batches, watch, recorder, checkpoints, received, profiler
+                    )
+                    break
+                except DivergedError as error:
+                    before, rolled_back = rolled_back, checkpoints.step("last") or 0
+                    if config.on_divergence != "rollback" or before == rolled_back:
+                        raise
+                    print(f"warning: {error}; back to step {rolled_back}", file=sys.stderr, flush=True)
+            state = _start(experiment, workdir)
     return Results(workdir, recorder.history, about, seeds, stopped_by, metrics_of(experiment))
 
 

@@ -1,6 +1,8 @@
 """Runs of a suite: which are known, what one takes, and what it came to."""
 
 import contextlib
+import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.app.environment import environment
 from experiments.app.errors import UserError
-from experiments.app.files import directory, read_lines, saving
+from experiments.app.files import as_json, directory, saving
 from experiments.cost.compiled import measure
 from experiments.cost.timed import turns
 from experiments.recipe.build import build
@@ -20,26 +23,45 @@ from experiments.training.loop import train_and_evaluate
 from experiments.training.metrics import counted, exits_of, metrics_of
 from experiments.training.results import Results
 from experiments.training.workdir import differing, holds_run, load_record
+from experiments.trials.frontier import OutOfMemoryError, memory_suffices
 
 Line = Mapping[str, Any]  # of a run
-_FIELDS = ("task", "row", "seed", "config", "exits")
-COSTS = ("flops", "temporaries", "total", "time", "rate")
+COSTS = ("flops", "temporaries", "total", "time", "rate", "measured_in")
+_FIELDS = {"task", "row", "seed", "config", "exits", "failed", *COSTS}
+_RUN_BY = ("executor", "stages", "data_parallel")  # change no result, but what a step takes
 Key = tuple[str, str, int]  # task, row, seed
 
 
 def lines_of(path: Path, suite: Suite) -> dict[Key, Line]:
     """What is known of a suite's runs, the newest line of each.
 
-    Those of another recipe do not count, nor those of an older form.
+    Those of another recipe or an older form do not count, nor one that was cut short: its run is there, and told again.
     """
-    known: dict[Key, Line] = {(line["task"], line["row"], line["seed"]): line for line in read_lines(path, _FIELDS)}
-    found = {}
+    known: dict[Key, list[Line]] = {}
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and line.keys() >= _FIELDS:
+                known.setdefault((line["task"], line["row"], line["seed"]), []).append(line)
+    found: dict[Key, Line] = {}
     for task, row, n in suite.runs():
         config = recipe(task, row, n)
-        line = known.get((task.name, row.name, config.seed))
-        if line and line.keys() >= set(COSTS) and not differing(line["config"], config):
-            found[task.name, row.name, config.seed] = line
+        for line in known.get((task.name, row.name, config.seed), ()):
+            same = all(line["config"].get(field) == config[field] for field in _RUN_BY)
+            if same and not differing(line["config"], config):
+                found[task.name, row.name, config.seed] = line
     return found
+
+
+def add_line(path: Path, line: Line) -> None:
+    """Appends a line; what was cut short before it ends where it is."""
+    with saving(path), path.open("a+b") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(as_json(line).encode() + b"\n")
 
 
 def built(suite: Suite, added: Sequence[str]) -> dict[tuple[str, str], Experiment]:
@@ -63,21 +85,27 @@ def built(suite: Suite, added: Sequence[str]) -> dict[tuple[str, str], Experimen
                     raise UserError(f"task {task.name}, {row.name}: {error}") from error
                 print(f"left out of {task.name}: {row.name}: {error}", flush=True)
                 continue
-            dataset = dataset or experiment.dataset
+            if not row.set:  # which may ask for other data
+                dataset = experiment.dataset
             found[task.name, row.name] = experiment
     return found
 
 
 def costs(experiment: Experiment, base: Experiment) -> dict[str, Any]:
-    """What a step takes, and its time relative to that of another's, by turns."""
+    """What a step takes, and its time relative to that of another's, by turns; None where both do not fit."""
     of = measure(experiment)
-    took = turns({"base": base, "row": experiment}, rounds=5)
+    time = rate = None
+    with contextlib.suppress(OutOfMemoryError), memory_suffices():
+        took = turns({"base": base, "row": experiment}, rounds=5)
+        time = 1.0 if experiment is base else float(np.median(np.divide(took["row"], took["base"])))
+        rate = counted(experiment, experiment.config.batch_size) / float(np.median(took["row"]))
     return {
         "flops": of.cost.flops,
         "temporaries": of.cost.temporaries,
         "total": of.cost.total - of.data,
-        "time": 1.0 if experiment is base else float(np.median(np.divide(took["row"], took["base"]))),
-        "rate": counted(experiment, experiment.config.batch_size) / float(np.median(took["row"])),
+        "time": time,
+        "rate": rate,
+        "measured_in": environment(),
     }
 
 
@@ -89,9 +117,9 @@ def trained(task: Task, row: Row, experiment: Experiment, where: Path, cost: Map
     """
     resumed, began, failed, results = holds_run(where), time.perf_counter(), "", None
     try:
-        with _printing_into(directory(where) / "train.log"):
+        with _printing_into(directory(where) / "train.log"), memory_suffices("the run"):
             results = train_and_evaluate(experiment, where)
-    except DivergedError as error:
+    except (DivergedError, OutOfMemoryError) as error:
         failed = str(error)
     if results and results.stopped_by:
         return results
