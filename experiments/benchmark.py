@@ -48,8 +48,9 @@ def main() -> int:
     path = workdir / "runs.jsonl"
     experiments = built(suite, [row.name for row in added])
     measured: dict[tuple[str, str], Mapping[str, Any]] = {}
-    left: dict[Key, str] = {}  # to another process, or as their directories hold runs of another recipe
-    while todo := _todo(suite, experiments, known := lines_of(path, suite), left):
+    left: dict[Key, str] = {}  # directories hold runs of another recipe
+    busy: dict[Key, str] = {}  # another process is at them
+    while todo := _todo(suite, experiments, known := lines_of(path, suite), left | busy):
         (task, row, key) = todo[0]
         print(
             f"[{len(known) + 1}/{len(known) + len(todo)}] {task.name}: {row.name}, seed {key[2]}; "
@@ -72,7 +73,7 @@ def main() -> int:
         try:
             found = trained(task, row, experiment, where, measured[key[:2]])
         except InUseError as error:
-            left[key] = str(error)
+            busy[key] = str(error)
             continue
         if isinstance(found, Results):
             assert found.stopped_by
@@ -86,7 +87,8 @@ def main() -> int:
     text = _write(suite, path, workdir)
     drawn = pictures(suite, list(lines_of(path, suite).values()), workdir)
     print(f"\n{text}\npage: {workdir / 'benchmark.md'}   pictures: {', '.join(map(str, drawn)) or 'none'}")
-    for reason in left.values():
+    known = lines_of(path, suite)
+    for reason in (*left.values(), *(busy[key] for key in busy if key not in known)):
         print(f"left out: {reason}", file=sys.stderr)
     return BAD_INPUT if left else 0
 
