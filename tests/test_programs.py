@@ -715,6 +715,7 @@ def test_a_terminal_that_is_closed_and_output_that_is_full_lose_nothing(tmp_path
     with subprocess.Popen(closed, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         read_until(process, "step 1/")
         process.send_signal(signal.SIGHUP)
+        assert "SIGHUP: saving step" in process.stdout.read()
     assert process.returncode == 128 + signal.SIGHUP
     assert 0 < saved_step(tmp_path / "closed") < 400
     short = [*command, "--config.duration=20 steps", f"--workdir={tmp_path / 'full'}"]
