@@ -160,7 +160,11 @@ def test_a_table_in_half_precision_changes_a_step_in_it_by_no_more_than_rounding
         state = executor.init(jax.random.key(0), batch_of())
         with jax.numpy_dtype_promotion("standard"):  # Flax's layer norm mixes bfloat16 with float32
             for seed in range(3):
-                state, metrics = executor.step(state, batch_of(seed=seed))
+                state, _ = executor.step(state, batch_of(seed=seed))
         assert [x.dtype for x in tables(state.blocks[0].variables["ema"])] == [jnp.bfloat16 if half else jnp.float32]
-        results.append(([block.variables["params"] for block in state.blocks], metrics))
-    chex.assert_trees_all_close(*results, rtol=2e-3, atol=1e-4)
+        results.append([block.variables["params"] for block in state.blocks])
+    whole, kept_in_half = results
+    begun = [block.variables["params"] for block in made(rules.shared(rules.greedy()))[-1].blocks]
+    for start, a, b in zip(*map(jax.tree.leaves, (begun, whole, kept_in_half)), strict=True):
+        largest = np.abs(a - start).max()  # of what three steps changed; bfloat16 tells 1 / 256 of a number
+        np.testing.assert_allclose(a, b, rtol=0, atol=2 / 256 * largest)
