@@ -13,7 +13,6 @@ A run is in ``WORKDIR/TASK/ROW/seed_N``, where all but letters, digits, ``.``, `
 into ``train.log`` there.
 """
 
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from absl import flags
 
 from experiments.app.environment import environment
 from experiments.app.errors import BAD_INPUT, UserError
-from experiments.app.files import directory, replace_text, saving
+from experiments.app.files import as_directory, directory, replace_text, saving
 from experiments.app.program import required, required_path, run
 from experiments.pages.benchmark import headline, metrics_of, page, pictures
 from experiments.recipe.experiment import Experiment
@@ -47,6 +46,7 @@ def main() -> int:
     workdir = directory(required_path(_WORKDIR, "a directory for the runs"))
     path = workdir / "runs.jsonl"
     experiments = built(suite, [row.name for row in added])
+    here = environment()
     measured: dict[tuple[str, str], Mapping[str, Any]] = {}
     left: dict[Key, str] = {}  # directories hold runs of another recipe
     busy: dict[Key, str] = {}  # another process is at them
@@ -57,8 +57,8 @@ def main() -> int:
             f"ETA {to_go(known, [key for *_, key in todo])}",
             flush=True,
         )
-        same = [line for other, line in known.items() if other[:2] == key[:2] and line["measured_in"] == environment()]
-        where = workdir / task.name / re.sub(r"[^\w.=-]+", "_", row.name).strip("_") / f"seed_{key[2]}"
+        same = [line for other, line in known.items() if other[:2] == key[:2] and line["measured_in"] == here]
+        where = workdir / task.name / as_directory(row.name) / f"seed_{key[2]}"
         experiment = experiments[key[:2]].at_seed(key[2])
         try:
             check(where, experiment.config)
@@ -82,12 +82,12 @@ def main() -> int:
         add_line(path, found)
         said = metrics_of(found)
         print(f"  {found['failed'] or f'{said.headline.said(headline(found)[-1])} {said.headline.title}'}", flush=True)
-        _write(suite, path, workdir)
+        _write(suite, lines_of(path, suite), workdir)
         jax.clear_caches()  # compiled programs take more than memory: the system limits their number
-    text = _write(suite, path, workdir)
-    drawn = pictures(suite, list(lines_of(path, suite).values()), workdir)
-    print(f"\n{text}\npage: {workdir / 'benchmark.md'}   pictures: {', '.join(map(str, drawn)) or 'none'}")
     known = lines_of(path, suite)
+    text = _write(suite, known, workdir)
+    drawn = pictures(suite, list(known.values()), workdir)
+    print(f"\n{text}\npage: {workdir / 'benchmark.md'}   pictures: {', '.join(map(str, drawn)) or 'none'}")
     for reason in (*left.values(), *(busy[key] for key in busy if key not in known)):
         print(f"left out: {reason}", file=sys.stderr)
     return BAD_INPUT if left else 0
@@ -104,12 +104,9 @@ def _todo(
     return [(task, row, key) for task, row, key in runs if key not in known and key not in left]
 
 
-def _write(suite: Suite, path: Path, workdir: Path) -> str:
-    text = page(
-        suite,
-        list(lines_of(path, suite).values()),
-        f"python -m experiments.benchmark --suite={_SUITE.value} --workdir=DIR",
-    )
+def _write(suite: Suite, known: Mapping[Key, Line], workdir: Path) -> str:
+    how = f"python -m experiments.benchmark --suite={_SUITE.value} --workdir=DIR"
+    text = page(suite, list(known.values()), how)
     with saving(workdir / "benchmark.md"):
         replace_text(workdir / "benchmark.md", text)
     return text

@@ -24,7 +24,6 @@ under the same config that is moved there is taken over.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from ml_collections import ConfigDict
 from experiments.app.calls import parse_call, parse_calls
 from experiments.app.environment import environment
 from experiments.app.errors import UserError
-from experiments.app.files import directory, write_json
+from experiments.app.files import as_directory, directory, write_json
 from experiments.app.program import config_flag, required_path, run
 from experiments.cost.compiled import lowered_flops
 from experiments.cost.search import settled, widened
@@ -131,7 +130,7 @@ def main() -> int:
     workdir = required_path(_WORKDIR, "a directory for the run's files")
     specs = parse_calls(_RULES.value, "rules", config.rule)
     configs = combinations(config, specs, _CUTS.value)
-    where = {name: workdir / re.sub(r"[^\w.=-]+", "_", name).strip("_") for name in configs}
+    where = {name: workdir / as_directory(name) for name in configs}
     if len(set(where.values())) < len(where):
         raise UserError(f"--rules={_RULES.value}: two of them would have the same directory; write one otherwise")
     # What is wrong with any of them is said before the first one is measured or trains.

@@ -40,6 +40,11 @@ def given_path(text: str, what: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def as_directory(name: str) -> str:
+    """A name as that of a directory: all but letters, digits, ``.``, ``=`` and ``-`` is ``_``."""
+    return re.sub(r"[^\w.=-]+", "_", name).strip("_")
+
+
 def directory(path: Path) -> Path:
     """The directory, made if need be.
 

@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
+def discard(stream: Any) -> None:
+    """What is left in a stream, and all that follows, goes nowhere."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
 class _Output(io.TextIOBase):
     """A stream that takes everything; what the one behind it cannot take any more is dropped."""
 
@@ -28,8 +34,7 @@ class _Output(io.TextIOBase):
         try:
             yield
         except OSError as error:
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())  # for what is left of it, and all that follows
+            discard(self._stream)
             self._lost(error)
 
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments.app.calls import parse_call
 from experiments.app.errors import BAD_INPUT, UserError, one_line
 from experiments.app.files import given_path
+from experiments.app.output import discard
 from jaxlocal.data.sources import default_cache_dir
 
 
@@ -65,7 +66,7 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from error
         except BrokenPipeError as error:  # as under `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
             raise SystemExit(128 + signal.SIGPIPE) from error
 
     app.run(guarded, flags_parser=parse)

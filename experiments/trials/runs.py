@@ -128,7 +128,7 @@ def trained(task: Task, row: Row, experiment: Experiment, where: Path, cost: Map
         "task": task.name,
         "row": row.name,
         "seed": experiment.config.seed,
-        "exits": [_plain(exit) for exit in exits_of(results.seeds[0])] if results else [],
+        "exits": exits_of(results.seeds[0]) if results else [],
         "failed": failed,
         "unit": said.headline.title.partition(" per ")[2].partition(",")[0],
         "smoothed": experiment.config.label_smoothing > 0,
@@ -140,10 +140,6 @@ def trained(task: Task, row: Row, experiment: Experiment, where: Path, cost: Map
         "environment": load_record(where)["environment"],  # that it began in
         "config": {name: x for name, x in experiment.config.to_dict().items() if name != "evidence"},
     }
-
-
-def _plain(exit: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: float(x) if np.isfinite(x) else None for name, x in exit.items()}
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ them). It learns from one batch that stays, without augmentation, which our step
 import functools
 import inspect
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from experiments.recipe.noise import windows_of
 from experiments.recipe.registry import MODELS, make
 from experiments.trials import torch_gpt
 from experiments.trials.cases import Case
+from jaxlocal.executors.cost import cores
 from jaxlocal.heads import ConvMlp, Units, classifier
 from jaxlocal.models.resnet import BasicBlock, Stem
 from jaxlocal.network import Network, blocks_of
@@ -99,7 +99,7 @@ def steps(case: Case, network: Network, parameters: int) -> dict[str, Runner]:
       ValueError: if the twin has another number of parameters, heads included.
     """
     torch = pytorch()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     rng = np.random.default_rng(0)
     if windows := windows_of(parse_call(case.model, "models")):
         x, label = torch.tensor(rng.integers(windows.vocabulary, size=(2, case.batch_size, windows.context)))

@@ -63,7 +63,7 @@ def cost_of(programs: Sequence[Program], examples: int, known: dict[str, Analysi
     known, names = ({}, list(map(str, range(len(programs))))) if known is None else (known, list(map(_hash, programs)))
     todo = {name: program for name, program in zip(names, programs, strict=True) if name not in known}
     timing = any(device.platform == "gpu" and not is_described(device) for p in programs for device in p.devices)
-    at_once = 1 if timing else min(max(1, len(todo)), _cores())  # a GPU's compiler times kernels
+    at_once = 1 if timing else min(max(1, len(todo)), cores())  # a GPU's compiler times kernels
     with ThreadPoolExecutor(at_once) as pool:
         compiled = list(pool.map(lambda program: program.compile(), todo.values()))
     known |= {name: _analysis(program, one) for (name, program), one in zip(todo.items(), compiled, strict=True)}
@@ -81,7 +81,7 @@ def cost_of(programs: Sequence[Program], examples: int, known: dict[str, Analysi
     )
 
 
-def _cores() -> int:
+def cores() -> int:
     """Of this process; of the machine, where the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
