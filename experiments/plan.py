@@ -15,7 +15,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -29,7 +28,7 @@ from experiments.recipe.build import build, changed
 from experiments.recipe.fields import parse_memory
 from experiments.recipe.noise import noise, windows_of
 from experiments.recipe.registry import DTYPES, EXECUTORS
-from jaxlocal.data import Dataset, InMemory, Input, Split
+from jaxlocal.data import Input
 from jaxlocal.executors import MIB, accelerator
 
 _CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.", runs=False)
@@ -63,15 +62,9 @@ def config_and_data() -> tuple[ConfigDict, Input]:
     config.batch_size = _BATCH_SIZE.value or config.batch_size
     config.dtype = _DTYPE.value or config.dtype
     config.device = _DEVICE.value or config.device
-    dataset = None
     if not given:
         config.duration = f"{config.batch_size} steps"  # as many batches as one may be split into
-    if not given and not windows_of(config.model):
-        n = max(n, config.batch_size)
-        zero = np.zeros((), np.uint8), np.zeros((), np.int32)  # of any size, without memory
-        split = Split(np.broadcast_to(zero[0], (n, side, side, 3)), np.broadcast_to(zero[1], n))
-        dataset = InMemory(Dataset(config.dataset, _CLASSES.value, split, split), augment=config.augment)
-    return config, build(in_one_block(config), dataset).dataset
+    return config, build(in_one_block(config)).dataset
 
 
 def budget_of(config: ConfigDict) -> int:

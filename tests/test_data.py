@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 from types import SimpleNamespace
 
 import jax
@@ -139,6 +140,18 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     order = [data.batch_indices(seed, step, 100, 10) for seed in (0, 1) for step in (0, 10)]
     assert len({tuple(x) for x in order}) == 4
     np.testing.assert_array_equal(data.batch_indices(0, 7, 100, 10), data.batch_indices(0, 7, 100, 10))
+
+
+def test_noise_of_any_number_of_images_takes_no_memory_until_it_is_used():
+    tracemalloc.start()
+    image, label = data.load("random_32_10_1000000").train
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert image.shape == (1_000_000, 32, 32, 3)
+    assert set(np.unique(label)) == set(range(10))
+    few = image[:1000].reshape(1000, -1)
+    assert len(np.unique(few, axis=0)) == 1000
+    assert abs(few.mean() - 127.5) < 5
 
 
 def test_each_epoch_of_each_seed_is_drawn_once(monkeypatch):
