@@ -280,7 +280,7 @@ def test_programs_tell_what_a_step_takes_there(tmp_path):
         "memory",
         "--models=resnet(depth=8,width=4)",
         "--rules=dgl",
-        "--batch_sizes=16",
+        "--batch_sizes=65536",
         "--executors=fused",
         "--device=here,v5e:2x2",
         "--largest",
