@@ -80,6 +80,12 @@ def test_a_platform_that_is_not_here_is_one_line(platform, tmp_path):
     assert_one_line_error(program("train", *given, JAX_PLATFORMS=platform), f"JAX_PLATFORMS={platform}: ", "give cpu")
 
 
+def test_a_device_whose_memory_is_full_is_one_line(tmp_path):
+    given = ("--config=experiments/configs/auglocal_cifar10.py:smoke", f"--workdir={tmp_path / 'run'}")
+    done = program("train", *given, "--config.dataset=random_32_10_100000000")  # 300 GB
+    assert_one_line_error(done, "the device has not enough memory", "a smaller batch_size")
+
+
 def test_the_library_of_the_programs_defines_no_flag():
     """A caller has flags of its own, ``debug`` perhaps."""
     modules = "experiments.training.loop, experiments.trials.runs, experiments.cost.timed, experiments.pages.report"

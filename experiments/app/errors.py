@@ -11,6 +11,7 @@ LOST = 3  # another process
 DIVERGED = 4
 NOT_SAVED = 5
 
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # how JAX says that a device has too little memory
 GOES_ON = "; what was saved before is intact, and the same command goes on from there"
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from experiments.app.errors import LOST, UserError, user_input
+from experiments.app.errors import EXHAUSTED, LOST, UserError, user_input
 from jaxlocal.executors import DataParallel
 
-_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # errors that no other process causes
+_OWN = (EXHAUSTED, "INVALID_ARGUMENT", "UNIMPLEMENTED")  # errors that no other process causes
 _PATIENCE = 60  # seconds until a process that does not answer counts as lost
 
 

@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.app.calls import parse_call
-from experiments.app.errors import BAD_INPUT, UserError, one_line
+from experiments.app.errors import BAD_INPUT, EXHAUSTED, UserError, one_line
 from experiments.app.files import given_path
 from experiments.app.output import discard
 from jaxlocal.data.sources import default_cache_dir
@@ -56,12 +56,10 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
                 raise
             raise _stop(error) from error
         except (RuntimeError, AssertionError) as error:
-            if debug.value or not _finds_no_device(error):
+            known = _said_of_devices(error)
+            if debug.value or not known:
                 raise
-            platforms = os.environ.get("JAX_PLATFORMS", "")
-            raise _stop(
-                UserError(f"JAX_PLATFORMS={platforms}: JAX finds no such device here; leave it empty, or give cpu")
-            ) from error
+            raise _stop(known) from error
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from error
@@ -147,11 +145,19 @@ def config_flag(
     return read
 
 
-def _finds_no_device(error: BaseException) -> bool:
-    """Whether it was raised where JAX starts its backends, for those that ``JAX_PLATFORMS`` names."""
-    frames = traceback.extract_tb(error.__traceback__)
+def _said_of_devices(error: BaseException) -> UserError | None:
+    """One line on an error that JAX raises where there is no such device, or too little memory on it; else None."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and EXHAUSTED in str(error):
+        return UserError(
+            f"the device has not enough memory ({one_line(error)}): choose a smaller batch_size, more cuts or the rule "
+            "remat(...); `python -m experiments.plan` tells what fits"
+        )
+    frames = traceback.extract_tb(error.__traceback__)  # JAX starts backends, those that the environment names
     started = any(frame.name == "backends" and "xla_bridge" in frame.filename for frame in frames)
-    return started and bool(os.environ.get("JAX_PLATFORMS"))
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if started and platforms:
+        return UserError(f"JAX_PLATFORMS={platforms}: JAX finds no such device here; leave it empty, or give cpu")
+    return None
 
 
 def _stop(error: Exception) -> SystemExit:

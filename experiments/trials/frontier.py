@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from experiments.app.environment import environment
-from experiments.app.errors import UserError
+from experiments.app.errors import EXHAUSTED, UserError
 from experiments.app.files import as_json, directory, given_path, read_lines, saving
 from experiments.cost.compiled import bound, resident_bytes
 from experiments.drawing.figures import Point, frontier
@@ -94,7 +94,7 @@ def memory_suffices(what: str = "it") -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if EXHAUSTED not in str(error):
             raise
         raise OutOfMemoryError(f"the device has not enough memory for {what}") from error
 
