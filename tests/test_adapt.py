@@ -163,6 +163,7 @@ def test_another_network_is_refused(tmp_path, adam):
         train(other, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_language_model_keeps_its_weights_and_its_cache():
     """Of one that adaptors, as they start, change nothing of: tokens at once, or one by one behind a cache."""
     batch = batch_of()

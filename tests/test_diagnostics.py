@@ -97,6 +97,7 @@ def test_a_cosine_by_hand():
     assert np.isnan(diagnostics.cosine(a, jax.tree.map(jnp.zeros_like, a)))
 
 
+@pytest.mark.slow
 def test_backprop_points_where_backprop_does():
     made = toy.make(rules.backprop())
     local, whole = gradients(made)
@@ -105,6 +106,7 @@ def test_backprop_points_where_backprop_does():
     np.testing.assert_allclose(cosines, [1.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_end_to_end_gradient_is_that_of_the_plain_network():
     """Written out without blocks: units one after another, the last head, one loss."""
     made = toy.make(rules.dgl())

@@ -82,7 +82,8 @@ def test_a_prediction_depends_on_the_image_alone(name):
         np.testing.assert_allclose(logits(rows), everyone[rows], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["stochastic", pytest.param("fm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stochastic", "fm"])
 def test_two_devices_evaluate_as_one_does(name):
     """Losses, too, which draw noise of their own; fused, streamed, and one of two seeds."""
     blocks, feed = blocks_of(RULES[name])

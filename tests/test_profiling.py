@@ -23,6 +23,7 @@ def _not_from_a_cache():
     jax.config.update(name, before)
 
 
+@pytest.mark.slow
 def test_every_block_has_every_kind():
     t = toy.make(rules.dgl())
     (lowered,) = t.executor.programs(t.state, t.batch)

@@ -34,6 +34,7 @@ from tests.programs import ROOT, assert_one_line_error, program, train
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
 SLOW = {
     "auglocal_cifar10_resnet110",
+    "auglocal_vit_cifar10",
     "man_cifar10",
     "auglocal_imagenet",
     "auglocal_stl10",
@@ -425,7 +426,7 @@ def test_bad_flags_get_one_line(flags, words):
         ({"learning_rate": 1e39}, r"config field learning_rate=1e\+39: expected float"),
         ({"optimizer": {"name": "adamw", "b2": 1.0}}, r"optimizer adamw: b1 0.9, b2 1.0"),
         ({"optimizer": {"name": "sgd", "momentum": 1.0}}, r"optimizer sgd: momentum 1.0"),
-        ({"dataset": "random_100000_10_100000"}, r"data set random_100000_10_100000 cannot be read"),
+        ({"dataset": "random_10000000_10_100"}, r"data set random_10000000_10_100 cannot be read"),
         ({"seed": -1}, r"seed -1, seeds 1, accumulate 1: choose 0 or more"),
         ({"log_every": "0 steps"}, r"log_every '0 steps'"),
         ({"schedule": "cosine", "duration": "1 epochs"}, r"never reach the learning rate"),

@@ -118,6 +118,7 @@ def test_other_units_than_characters(trained, tmp_path):
     assert [reading._named(of_tokens, token) for token in (tokens.encode("b")[0], 319)] == ["b", "token 319"]
 
 
+@pytest.mark.slow
 def test_the_program_reads_texts_and_tells_images_from_them(tmp_path):
     train(tiny("deep_supervision(greedy)", "2"), tmp_path / "run")
     (tmp_path / "one").write_text("To be, or not to be")

@@ -179,6 +179,7 @@ def of_text():
 OF = {"exit_": None, "temperature": 1.0, "top_k": 0, "seed": 0}
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_its_exits_would(tmp_path):
     """Through the program: the last exit, and another one."""
     workdir = tmp_path / "run"

@@ -54,7 +54,10 @@ def test_every_rule_is_here():
     assert {name for name in rules.__all__ if "noprop" not in name} == set(RULES)
 
 
-@pytest.mark.parametrize("rule", RULES)
+SLOW = ("man", "infopro", "predsim", "dfa")  # to compile
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in RULES])
 def test_every_rule_trains_it(rule):
     """The loss of every block falls, on digits in 4x4 patches; LoPT's lower blocks have targets that change.
 
