@@ -131,7 +131,7 @@ def largest_batch(case: Case, experiment: Experiment, numbers: Numbers) -> int |
         try:
             with empty_cache(), memory_suffices():
                 return analyse(built(case._replace(batch_size=n * of_a_device)))["total"]
-        except OutOfMemoryError:
+        except (OutOfMemoryError, OverflowError):  # or more values than 32 bits count
             return math.inf
 
     return n * largest(total, budget, {case.batch_size // n: numbers["total"]})
