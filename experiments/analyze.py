@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.app.errors import UserError
 from experiments.app.files import given_path, saving, write_json
-from experiments.app.program import required_path, run
+from experiments.app.program import data_dir_flag, required_path, run
 from experiments.cost.compiled import block_costs
 from experiments.drawing import figures
 from experiments.pages.inside import cosines, examples_of, look, rounded, similarities, table_of_blocks, table_of_units
@@ -34,14 +34,15 @@ _EXAMPLES = flags.DEFINE_integer(
 _PROBED = flags.DEFINE_integer(
     "probed", 5000, "Training examples that probes are fitted to, at most; of texts, positions.", lower_bound=2
 )
+_DATA_DIR = data_dir_flag()
 
 
 def main() -> None:
     """Looks at the run, and at the one that it is held against; writes pictures and numbers."""
     workdir = required_path(_WORKDIR, "the directory of the run to analyze")
-    run_ = restore(workdir, _CHECKPOINT.value).with_data().one_seed()
+    run_ = restore(workdir, _CHECKPOINT.value).with_data(_DATA_DIR.value).one_seed()
     against = given_path(_AGAINST.value, "--against") if _AGAINST.value else None
-    other = restore(against, _CHECKPOINT.value).with_data().one_seed() if against else None
+    other = restore(against, _CHECKPOINT.value).with_data(_DATA_DIR.value).one_seed() if against else None
     if other and examples_of(other) != examples_of(run_):
         raise UserError(
             f"--against={_AGAINST.value} was tested on {examples_of(other)}, {workdir} on {examples_of(run_)}: "
@@ -98,10 +99,17 @@ def main() -> None:
     }
     if seen.confusion is not None:
         errors = 100 * np.asarray(diagnostics.errors_by_class(jnp.asarray(seen.confusion)))
-        numbers |= {"confusion": seen.confusion, "class_errors": errors}
+        names = run_.experiment.dataset.classes
+        numbers |= {"confusion": seen.confusion, "class_errors": errors, "classes": names}
         off = seen.confusion * (1 - np.eye(len(seen.confusion), dtype=int))
         found["confusion"] = figures.matrix(
-            off.astype(float), "taken for", "class", "wrong, test examples", form=".0f", most=max(1, off.max())
+            off.astype(float),
+            "taken for",
+            "class",
+            "wrong, test examples",
+            form=".0f",
+            most=max(1, off.max()),
+            names=names,
         )
     directory = workdir / "analysis"
     with saving(directory):

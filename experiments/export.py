@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from experiments.app.errors import UserError
 from experiments.app.files import given_path, saving
-from experiments.app.program import run
+from experiments.app.program import data_dir_flag, run
 from experiments.pages.card import WEIGHTS, backbone, card
 from experiments.training.trained import restore
 from experiments.training.workdir import load_record
@@ -26,6 +26,7 @@ from experiments.training.workdir import load_record
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 _OUTPUT = flags.DEFINE_string("output", None, "A directory for the network; new, or empty.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
+_DATA_DIR = data_dir_flag()
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     if not _WORKDIR.value or not _OUTPUT.value:
         raise UserError("--workdir and --output are needed: the directory of the run, and one for the network")
     workdir, output = given_path(_WORKDIR.value, "--workdir"), given_path(_OUTPUT.value, "--output")
-    trained = restore(workdir, _CHECKPOINT.value).with_data().one_seed()
+    trained = restore(workdir, _CHECKPOINT.value).with_data(_DATA_DIR.value).one_seed()
     parts = backbone(trained)
     flat = traverse_util.flatten_dict(parts, sep=".")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -15,7 +15,7 @@ from absl import flags
 from experiments.app.errors import UserError, user_input
 from experiments.app.program import required, run
 from jaxlocal import data
-from jaxlocal.data.sources import TFDS_NAMES
+from jaxlocal.data.prepared import TFDS_NAMES
 
 _DATASET = flags.DEFINE_string("dataset", None, "Which data set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own default if not given.")
@@ -24,7 +24,8 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS directory; TFDS's own de
 def main() -> None:
     """Prepares the data set as array_record files."""
     name = required(_DATASET, "an image classification set of TFDS, as cifar10 or imagenet2012")
-    if data.is_text(name) or (data.is_small(name) and name not in TFDS_NAMES):
+    of_tfds = name in TFDS_NAMES or not data.is_small(name)
+    if data.is_text(name) or data.is_own(name) or name.startswith("arrays:") or not of_tfds:
         raise UserError(f"--dataset={name}: this one needs no preparing")
     try:
         with user_input("--dataset"):

@@ -90,7 +90,7 @@ def test_another_set_of_the_same_name_and_length_is_another(cache, monkeypatch, 
 )
 def test_a_near_name_is_told_whatever_its_case(name, near):
     with pytest.raises(ValueError, match=f"unknown data set '{name}': did you mean '{near}'"):
-        data.Streamed(name, None)
+        data.tfds_listed(name, None)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])

@@ -21,7 +21,7 @@ from experiments.cost.compiled import measure
 from experiments.recipe.build import build
 from experiments.training.checkpoint import Checkpoints
 from jaxlocal import DataParallel, data
-from jaxlocal.data.stream import centre_box, random_box
+from jaxlocal.data.images import centre_box, random_box
 from jaxlocal.executors import ONE_DEVICE
 from tests import pictures
 from tests.programs import ROOT, assert_one_line_error, program, train
@@ -43,7 +43,7 @@ def directory(tmp_path_factory) -> Path:
 
 
 def streamed(directory, **options) -> data.Streamed:
-    return data.Streamed(pictures.NAME, directory, **{"image_size": 16, **options})
+    return data.Streamed(data.tfds_listed(pictures.NAME, directory), **{"image_size": 16, **options})
 
 
 def steps(dataset, first=0, end=4, devices=ONE_DEVICE, seed=0, batch_size=8):
@@ -246,8 +246,8 @@ def test_a_damaged_example_gets_one_line(tmp_path, workers, split, index):
         ({"dataset": "coco"}, r"data set 'coco': TFDS cannot describe it without TensorFlow"),
         ({"dataset": "imagenet2012"}, r"imagenet2012 is not prepared in .* as array_record: run `python -m .*prepare"),
         ({"seeds": 2}, r"tiny_pictures is streamed, for one seed"),
-        ({"workers": -1}, r"image_size 16, workers -1, stages 0: choose"),
-        ({"image_size": 0}, r"image_size 0, workers 0, stages 0: choose"),
+        ({"workers": -1}, r"image_size 16, workers -1, stages 0, split_seed 0: choose"),
+        ({"image_size": -1}, r"image_size -1, workers 0, stages 0, split_seed 0: choose"),
         ({"batch_size": 41}, r"batch size 41 with 40 examples"),
     ],
 )

@@ -90,6 +90,13 @@ def required_path(flag: flags.FlagHolder, what: str) -> Path:
     return given_path(required(flag, what), f"--{flag.name}")
 
 
+def data_dir_flag() -> flags.FlagHolder:
+    """Defines ``--data_dir``, for programs that look at the data of a run."""
+    return flags.DEFINE_string(
+        "data_dir", "", "Where the run's data are now, if not where it says: the TFDS directory, or one's own files."
+    )
+
+
 def cache_compilations() -> None:
     """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice

@@ -8,12 +8,16 @@ def digits() -> ConfigDict:
     return ConfigDict(
         {
             "dataset": "digits",
-            "data_dir": "",  # TFDS directory; "" for TFDS's default
+            "data_dir": "",  # TFDS directory, "" for TFDS's default; or where one's own data are now, "" for as named
             "tokenizer": "",  # of texts: a tokenizer.json, by which text:PATH is read and tokens:DIR was written
             "eval_examples": 0,  # test examples to evaluate; 0 for all
-            "augment": True,  # crops and flips, where the data set's recipe has them
-            "image_size": 224,  # of sets that are streamed: side that images are cropped to
-            "workers": 0,  # of sets that are streamed: processes that decode; 0 for a thread of the program
+            "split_seed": 0,  # of one's own data without a test split: which fifth of each class is to test
+            "augment": "recipe",  # the data set's own; or crops (of 8% to 100%), mild (50%), shifts (2 pixels), none
+            "mean": (),  # of each channel, in units of 1/255; () for the data set's
+            "std": (),  # likewise
+            "image_size": 0,  # side that images are scaled to; 0 for their own, 224 where they differ
+            "in_memory": "auto",  # yes: images are decoded once; no: as steps need them; auto: once where they are few
+            "workers": 0,  # where they are decoded as steps need them: processes that do; 0 for a thread of the program
             "model": {"name": "convnet", "features": (32, 32, 64, 64, 128, 128), "strides": (1, 1, 2, 1, 2, 1)},
             "start_from": "",  # workdir of a run whose units, and heads where they fit, are what training starts from
             "cuts": "all",  # all, even:K, balanced:K, auto:SIZE, or the first unit of each block, as 1,4,7
@@ -72,7 +76,7 @@ def noprop(dataset: str = "mnist", classes: int = 10) -> ConfigDict:
     """The recipe of the NoProp paper in discrete time: AdamW, batch 128, 100 epochs, no augmentation."""
     config = mnist()
     config.dataset = dataset
-    config.augment = False
+    config.augment = "none"
     config.model = ConfigDict(
         {
             "name": "noprop",

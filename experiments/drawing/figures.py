@@ -203,8 +203,17 @@ def bars(values: Numbers, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def matrix(values: np.ndarray, xlabel: str, ylabel: str, bar: str, *, form: str = ".2f", most: float = 1.0) -> Figure:
-    """A square for each pair, with its number where there is room; from 0 (light) to ``most`` (dark)."""
+def matrix(
+    values: np.ndarray,
+    xlabel: str,
+    ylabel: str,
+    bar: str,
+    *,
+    form: str = ".2f",
+    most: float = 1.0,
+    names: Sequence[str] = (),
+) -> Figure:
+    """A square for each pair, with its number and their ``names`` where there is room; 0 is light, ``most`` dark."""
     rows, columns = values.shape
     figure = Figure(figsize=(2.2 + 0.36 * columns, 1.6 + 0.36 * rows), layout="constrained")
     ax = figure.subplots()
@@ -212,6 +221,9 @@ def matrix(values: np.ndarray, xlabel: str, ylabel: str, bar: str, *, form: str 
     ax.set(xlabel=xlabel, ylabel=ylabel)
     for setter, n in ((ax.set_xticks, columns), (ax.set_yticks, rows)):
         setter(range(0, n, 1 if n <= 20 else n // 10))
+    if names and len(names) <= 20:
+        ax.set_xticklabels([name[:20] for name in names], rotation=90)
+        ax.set_yticklabels([name[:20] for name in names])
     if max(rows, columns) <= 20:
         for (row, column), value in np.ndenumerate(values):
             if math.isfinite(value) and value:

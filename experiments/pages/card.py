@@ -19,6 +19,7 @@ from jaxlocal.rules.dfa import Isolated
 from jaxlocal.variables import RUNNING, Variables, pick, size
 
 WEIGHTS = "model.safetensors"
+SHOWN = 20  # names of classes, at most
 
 
 def backbone(run: Trained) -> dict[str, Variables]:
@@ -60,7 +61,9 @@ def card(run: Trained, record: Mapping[str, Any], exits: Blocks, parts: Mapping[
         f"`{json.dumps(config.model.to_dict())}`: {len(run.experiment.network.units)} units, {counted:,} parameters"
     )
     task, shape = run.experiment.task, "x".join(map(str, run.experiment.input_shape))
-    seen = f"{shape} images, normalised as in training on {config.dataset}; {task.num_classes} classes"
+    some = ", ".join(dataset.classes[:SHOWN]) + ", ..." * (len(dataset.classes) > SHOWN)
+    classes = f"{task.num_classes} classes" + f": {some}" * bool(some)
+    seen = f"{shape} images, normalised as in training on {config.dataset}; {classes}"
     knows, name = "classes and the examples", "unit_3.params.conv1.kernel"
     if task.each:
         seen = f"windows of up to {shape} tokens out of {task.num_classes}, numbered as in training on {config.dataset}"

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from experiments.app.errors import UserError, one_of
 from experiments.configs import common
 from experiments.recipe.registry import DTYPES, EXECUTORS, fits
-from jaxlocal import losses
+from jaxlocal import data, losses
 from jaxlocal.network import cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.optimizers import cosine_with_warmup, warmup_cosine
 
 ON_DIVERGENCE = ("stop", "skip", "rollback")
+IN_MEMORY = ("auto", "yes", "no")
 
 
 def plain(config: ConfigDict | FrozenConfigDict) -> ConfigDict:
@@ -45,8 +46,9 @@ def check_fields(config: ConfigDict | FrozenConfigDict) -> None:
     for name, example in examples.items():
         if name not in config:
             raise UserError(f"the config has no field {name!r}: see experiments/configs/common.py")
-        if not fits(config[name], type(example)):
-            shown = f", as {example!r}" if not isinstance(example, ConfigDict) else ""
+        numbers = isinstance(example, tuple)
+        if not fits(config[name], Sequence[float] if numbers else type(example)):
+            shown = f", as {example!r}" if not isinstance(example, ConfigDict | tuple) else " of numbers" * numbers
             raise UserError(f"config field {name}={config[name]!r}: expected {type(example).__name__}{shown}")
     for name in ("model", "rule", "optimizer"):
         if not isinstance(config[name].get("name"), str):
@@ -56,12 +58,19 @@ def check_fields(config: ConfigDict | FrozenConfigDict) -> None:
             f"seed {config.seed}, seeds {config.seeds}, accumulate {config.accumulate}: "
             "choose 0 or more, below 2^32, and 1 or more of the others"
         )
-    if config.image_size < 1 or config.workers < 0 or config.stages < 0:
+    if min(config.image_size, config.workers, config.stages, config.split_seed) < 0:
         raise UserError(
-            f"image_size {config.image_size}, workers {config.workers}, stages {config.stages}: choose 1 or more, and "
-            "0 (no process; as many stages as fit) or more"
+            f"image_size {config.image_size}, workers {config.workers}, stages {config.stages}, split_seed "
+            f"{config.split_seed}: choose 0 (the images' own size; no process; as many stages as fit) or more"
         )
-    for name, known in (("dtype", DTYPES), ("executor", EXECUTORS), ("on_divergence", ON_DIVERGENCE)):
+    choices = {
+        "dtype": DTYPES,
+        "executor": EXECUTORS,
+        "on_divergence": ON_DIVERGENCE,
+        "augment": data.AUGMENTS,
+        "in_memory": IN_MEMORY,
+    }
+    for name, known in choices.items():
         one_of(name, config[name], tuple(known))
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing {config.label_smoothing}: choose 0 or more, below 1")

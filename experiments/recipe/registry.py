@@ -95,6 +95,7 @@ def listing() -> str:
             lines.append(f"{kind:<10} {name}({shown})")
     sets = (
         *data.NAMES,
+        *data.OWN,
         *data.TEXTS,
         "random_SIDE_CLASSES_EXAMPLES",
         "rotated_DEGREES_NAME",

@@ -1,22 +1,27 @@
 """The classes that a trained network takes images for."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 from experiments.app.errors import UserError
 from experiments.training.trained import Trained
 from jaxlocal import data, diagnostics
+from jaxlocal.block import Block
+from jaxlocal.data import images
 from jaxlocal.data.augment import Decoded
+from jaxlocal.executors import TrainState
+from jaxlocal.feed import Feed
 
 
 def lines(trained: Trained, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """For each image file, its class, how likely that and the next ones are, and the class at every exit.
+
+    Classes are numbers; probabilities go by names, where the data set has them, and so does ``name``.
 
     Args:
       trained: of one seed.
@@ -25,32 +30,28 @@ def lines(trained: Trained, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     Raises:
       UserError: as :func:`read`.
     """
-    size = trained.experiment.config.eval_batch_size
+    size, classes = trained.experiment.config.eval_batch_size, trained.experiment.dataset.classes
     for start in range(0, len(names), size):
         part = names[start : start + size]
-        exits = predict(trained, np.stack([read(Path(name), trained.experiment.dataset) for name in part]))
+        exits = predict(trained, np.stack([read(name, trained.experiment.dataset) for name in part]))
         for name, of_image in zip(part, exits.swapaxes(0, 1), strict=True):
             best = np.argsort(-of_image[-1])[:3]
-            likely = {str(k): round(float(of_image[-1, k]), 4) for k in best}
+            likely = {classes[k] if classes else str(k): round(float(of_image[-1, k]), 4) for k in best}
             by_exit = [int(k) for k in np.argmax(of_image, axis=1)]
-            yield {"image": name, "class": int(best[0]), "probabilities": likely, "exits": by_exit}
+            named = {"name": classes[best[0]]} if classes else {}
+            yield {"image": name, "class": int(best[0]), **named, "probabilities": likely, "exits": by_exit}
 
 
-def read(path: Path, dataset: data.Input) -> np.ndarray:
+def read(path: str, dataset: data.Input) -> np.ndarray:
     """An image file as ``[h, w, c]``, 0..255: the part that the data set's evaluation sees, resized.
 
     Raises:
       UserError: if it cannot be read.
     """
-    shape = height, width, channels = dataset.example(1).input.shape[1:]
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-            fitted = upright.resize((width, height), Image.Resampling.BILINEAR, dataset.box(*upright.size))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image that can be read, or too large a one"
-        raise UserError(f"image {path}: {reason}") from error
-    return np.asarray(fitted, np.uint8).reshape(shape)
+        return images.read(path, dataset.box, dataset.example(1).input.shape[1:])
+    except images.UnreadableError as error:
+        raise UserError(f"image {path} cannot be read: {error}") from error
 
 
 def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
@@ -60,12 +61,23 @@ def predict(trained: Trained, images: np.ndarray) -> np.ndarray:
       trained: of one seed.
       images: ``[n, h, w, c]``, 0..255.
     """
-    experiment, state = trained.experiment, trained.state
+    experiment = trained.experiment
+    network: Any = experiment.blocks, experiment.feed, experiment.dataset, experiment.dtype
+    exits = _exits(*network)
+    batch = Decoded(jnp.asarray(images), jnp.zeros(len(images), jnp.int32))
+    return np.stack(jax.device_get(exits(trained.state, batch)))
+
+
+@functools.lru_cache(maxsize=1)
+def _exits(
+    blocks: tuple[Block, ...], feed: Feed, dataset: data.Input, dtype: Any
+) -> Callable[[TrainState, Decoded], list[jax.Array]]:
+    """The program of :func:`predict`: of one network it is compiled once for each number of images."""
 
     @jax.jit
-    def exits(data: Decoded) -> list[jax.Array]:
-        batch = experiment.dataset.prepare(data, state.key, train=False)
-        seen = diagnostics.observe(experiment.blocks, experiment.feed, state, batch, dtype=experiment.dtype)
+    def exits(state: TrainState, data: Decoded) -> list[jax.Array]:
+        batch = dataset.prepare(data, state.key, train=False)
+        seen = diagnostics.observe(blocks, feed, state, batch, dtype=dtype)
         return [jax.nn.softmax(logits) for logits in seen.logits if logits is not None]
 
-    return np.stack(jax.device_get(exits(Decoded(jnp.asarray(images), jnp.zeros(len(images), jnp.int32)))))
+    return exits

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from experiments.app.errors import UserError, user_input
-from experiments.recipe.build import build, rebuilt
+from experiments.recipe.build import build, changed, rebuilt
 from experiments.recipe.experiment import Experiment
 from experiments.recipe.fields import check_fields
 from experiments.training.checkpoint import Checkpoints
@@ -18,6 +18,8 @@ from jaxlocal.block import Block, BlockState
 from jaxlocal.executors import TrainState
 from jaxlocal.rules.adapt import adopted
 from jaxlocal.variables import Variables, alike, merge, nest, pick
+
+_HINT = "say where that one is by --data_dir (from Python: with_data(dataset=...))"
 
 
 class Trained(NamedTuple):
@@ -33,23 +35,30 @@ class Trained(NamedTuple):
     step: int
     state: TrainState
 
-    def with_data(self) -> "Trained":
+    def with_data(self, data_dir: str = "", dataset: data.Input | None = None) -> "Trained":
         """The same with its data set, for whatever looks at examples of it.
+
+        Args:
+          data_dir: where it is now, if not where the config says.
+          dataset: itself, if it is none that a config can name.
 
         Raises:
           UserError: if that is missing, or another one than the run's.
         """
-        experiment = build(self.experiment.config)
+        config = self.experiment.config
+        experiment = build(changed(config, data_dir=data_dir or config.data_dir), dataset)
         theirs, ours = ((of.task.num_classes, of.input_shape) for of in (self.experiment, experiment))
         if theirs != ours:
             (k, shape), (n, other) = theirs, ours
             raise UserError(
-                f"data set {experiment.config.dataset} has {n} classes of {other}, the run's had {k} of {shape}: name "
-                "the directory of that one by TFDS_DATA_DIR"
+                f"data set {config.dataset} has {n} classes of {other}, the run's had {k} of {shape}: {_HINT}"
             )
         kept, found = (getattr(of.dataset, "vocabulary", None) for of in (self.experiment, experiment))
         if kept != found:
             raise UserError(f"{experiment.config.dataset} has another vocabulary than the run's: give the text it had")
+        marks = self.experiment.dataset.fingerprint, experiment.dataset.fingerprint
+        if all(marks) and marks[0] != marks[1]:
+            raise UserError(f"data set {experiment.config.dataset} holds other examples than the run's had: {_HINT}")
         return self._replace(experiment=experiment)
 
     def one_seed(self) -> "Trained":

@@ -28,6 +28,10 @@ _ADDED = (
     "sync_batch_norm",
     "image_size",
     "augment",
+    "mean",
+    "std",
+    "split_seed",
+    "in_memory",
     "start_from",
     "warmup_steps",
     "learning_rate_end",
@@ -136,13 +140,18 @@ def differing(recorded: Mapping[str, Any], config: ConfigDict) -> list[tuple[str
 
 def _with_added(recorded: Mapping[str, Any]) -> dict[str, Any]:
     shared = common.digits()
-    return {**{name: shared[name] for name in _ADDED}, **recorded}
+    if isinstance(recorded.get("augment"), bool):  # a recipe or none; the size was of sets that are streamed alone
+        size = recorded.get("image_size", 224)
+        now = {"augment": "recipe" if recorded["augment"] else "none", "image_size": 0 if size == 224 else size}
+        recorded = {**recorded, **now}
+    return {**{name: list(x) if isinstance(x := shared[name], tuple) else x for name in _ADDED}, **recorded}
 
 
 def _check_data(workdir: Path, before: Any, now: Any) -> None:
     """What a data set is described by is what it was when the run began; older runs do not say all of it."""
     if isinstance(before, dict) and isinstance(now, dict):
-        differing = {field for field, *_ in _differences(before, json.loads(json.dumps(now)), "data")}
+        said = {field: x for field, x in json.loads(json.dumps(now)).items() if field in before}
+        differing = {field for field, *_ in _differences(before, said, "data")}
         if differing:
             raise UserError(
                 f"workdir {workdir} holds a run on other data than these ({', '.join(sorted(differing))}): give "

@@ -1,10 +1,13 @@
 """Crop, flip and normalisation, on the device and inside the step."""
 
+import math
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
 from jaxlocal.feed import Prepare
@@ -47,6 +50,7 @@ class Recipe(NamedTuple):
       pad: pixels of padding on every side, before a random crop to the old size.
       pad_mode: of ``jnp.pad``, ``reflect`` or ``constant`` (zeros).
       flip: whether half of the images are mirrored.
+      smallest: share of an image's area that a random part, scaled, has at least; 0 for the whole image.
     """
 
     mean: tuple[float, ...]
@@ -54,6 +58,7 @@ class Recipe(NamedTuple):
     pad: int = 0
     pad_mode: str = "constant"
     flip: bool = False
+    smallest: float = 0.0
 
 
 _CIFAR = Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), pad=4, pad_mode="reflect", flip=True)
@@ -70,12 +75,52 @@ RECIPES = {
     "digits": Recipe((77.9,), (95.9,)),
 }
 # Of ImageNet, for every set that is streamed: crops are taken where images are decoded.
-STREAMED = Recipe((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), flip=True)
+STREAMED = Recipe((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), flip=True, smallest=0.08)
+
+# What may be chosen in place of a data set's own: random parts of an image, shifts by up to two pixels, or nothing.
+AUGMENTS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "crops": {"pad": 0, "flip": True, "smallest": 0.08},
+    "mild": {"pad": 0, "flip": True, "smallest": 0.5},
+    "shifts": {"pad": 2, "pad_mode": "constant", "flip": False, "smallest": 0.0},
+    "none": {"pad": 0, "flip": False, "smallest": 0.0},
+}
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of a data set in memory, turned or not; noise is treated as CIFAR-10, so that it costs as much."""
-    return _CIFAR if name.startswith("random_") else RECIPES[re.sub(r"^rotated_\d+_", "", name)]
+def recipe(name: str) -> Recipe | None:
+    """The recipe of a data set, turned or not; noise is treated as CIFAR-10, so that it costs as much. Or None."""
+    return _CIFAR if name.startswith("random_") else RECIPES.get(re.sub(r"^rotated_\d+_|:.*", "", name))
+
+
+def derived(image: UInt8[np.ndarray, "n h w c"]) -> Recipe:
+    """A recipe that normalises by the images' own mean and deviation, channel by channel, and changes nothing else."""
+    counts = [np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(image.shape[-1])]
+    values, n = np.arange(256.0), image[..., 0].size
+    mean = [float(count @ values) / n for count in counts]
+    spread = [math.sqrt(float(count @ (values - m) ** 2) / n) for count, m in zip(counts, mean, strict=True)]
+    return Recipe(tuple(mean), tuple(std or 1.0 for std in spread))  # of one value alone: nothing to scale
+
+
+def treated(recipe: Recipe, augment: str, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Recipe:
+    """A recipe with another augmentation, mean and deviation.
+
+    Args:
+      recipe: the data set's own.
+      augment: a key of :data:`AUGMENTS`.
+      mean: of each channel, in units of 1/255; empty for the recipe's.
+      std: likewise.
+
+    Raises:
+      ValueError: if the augmentation is not known, or there is not one number for each channel.
+    """
+    if augment not in AUGMENTS:
+        raise ValueError(f"augment {augment!r}: choose {', '.join(AUGMENTS)}")
+    recipe = recipe._replace(**AUGMENTS[augment])
+    channels = len(recipe.mean)
+    for given in filter(None, (mean, std)):
+        if len(given) != channels or (given is std and min(given) <= 0):
+            raise ValueError(f"mean {tuple(mean)}, std {tuple(std)}: give {channels} numbers each, deviations above 0")
+    return recipe._replace(mean=tuple(mean) or recipe.mean, std=tuple(std) or recipe.std)
 
 
 def random_crop(image: Array, key: Key, pad: int, mode: str) -> Array:
@@ -88,6 +133,34 @@ def random_crop(image: Array, key: Key, pad: int, mode: str) -> Array:
         return jax.lax.dynamic_slice(one, (at[0], at[1], 0), (h, w, c))
 
     return jax.vmap(window)(padded, corner)
+
+
+def random_part(image: Array, key: Key, smallest: float) -> Array:
+    """A random part of each image of ``[b, h, w, c]`` bytes, scaled bilinearly to its size.
+
+    As :func:`jaxlocal.data.images.random_box`: of ten tries the first that lies within the image; else all of it.
+    """
+    _, h, w, c = image.shape
+
+    def part(one: Array, key: Key) -> Array:
+        area_key, ratio_key, left_key, upper_key = jax.random.split(key, 4)
+        area = jax.random.uniform(area_key, (10,), minval=smallest) * (h * w)
+        ratio = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=math.log(3 / 4), maxval=math.log(4 / 3)))
+        widths, heights = jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)
+        inside = (widths <= w) & (heights <= h)
+        chosen = jnp.argmax(inside)
+        width = jnp.where(inside[chosen], widths[chosen], w)
+        height = jnp.where(inside[chosen], heights[chosen], h)
+        left = jax.random.uniform(left_key) * (w - width)
+        upper = jax.random.uniform(upper_key) * (h - height)
+        scale = jnp.stack([h / height, w / width])
+        translation = -jnp.stack([upper, left]) * scale
+        return jax.image.scale_and_translate(
+            one.astype(jnp.float32), (h, w, c), (0, 1), scale, translation, "linear", antialias=True
+        )
+
+    parts = jax.vmap(part)(image, jax.random.split(key, image.shape[0]))
+    return jnp.clip(jnp.round(parts), 0, 255).astype(jnp.uint8)
 
 
 def random_flip(image: Array, key: Key) -> Array:
@@ -120,6 +193,7 @@ def prepare_with(recipe: Recipe) -> Prepare:
         image, label = decoded(data)
         if train:
             crop_key, flip_key = jax.random.split(key)
+            image = random_part(image, crop_key, recipe.smallest) if recipe.smallest else image
             image = random_crop(image, crop_key, recipe.pad, recipe.pad_mode) if recipe.pad else image
             image = random_flip(image, flip_key) if recipe.flip else image
         pixels = image.astype(jnp.float32) / 255

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from jaxlocal.data.sources import SHAKESPEARE
+from jaxlocal.data.prepared import SHAKESPEARE
 from jaxlocal.data.stream import UnreadableError
 from jaxlocal.data.vocabulary import Bytes, Characters, Tokens, Vocabulary
 

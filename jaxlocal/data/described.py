@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxlocal.data.augment import Recipe, example_images, prepare_with
-from jaxlocal.data.inputs import Box, InMemory, Input, middle_box
-from jaxlocal.data.stream import Streamed, centre_box
+from jaxlocal.data.images import Box, centre_box, middle_box
+from jaxlocal.data.inputs import InMemory, Input
+from jaxlocal.data.stream import Streamed
 from jaxlocal.data.text import Text, Tokenized
 from jaxlocal.data.vocabulary import VOCABULARIES, Vocabulary
 from jaxlocal.feed import Prepare
@@ -24,12 +25,14 @@ class Described:
         """The description of a data set; None of a kind that this cannot describe."""
         sizes = dataset.num_train, dataset.num_test
         if type(dataset) is Text:
-            return DescribedText(dataset.vocabulary, dataset.task.num_classes, dataset.context, *sizes)
+            found = dataset.vocabulary, dataset.task.num_classes, dataset.context
+            return DescribedText(*found, *sizes, dataset.fingerprint)
         if type(dataset) not in (InMemory, Streamed):  # others may prepare images otherwise
             return None
         shape, treatment = dataset.example(1).input.shape[1:], dataset.treatment  # type: ignore[attr-defined]
-        in_memory = isinstance(dataset, InMemory)
-        return DescribedImages(dataset.task.num_classes, shape, treatment.mean, treatment.std, in_memory, *sizes)
+        whole = isinstance(dataset, InMemory) or not treatment.smallest
+        names = dataset.classes, dataset.fingerprint
+        return DescribedImages(dataset.task.num_classes, shape, treatment.mean, treatment.std, whole, *sizes, *names)
 
     @staticmethod
     def read(record: Any) -> "Described":
@@ -70,16 +73,25 @@ class DescribedText(Described, Tokenized):
       context: t.
       num_train: training examples.
       num_test: examples to evaluate.
+      fingerprint: as :class:`jaxlocal.data.Input` has it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, num_classes: int, context: int, num_train: int, num_test: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        num_classes: int,
+        context: int,
+        num_train: int,
+        num_test: int,
+        fingerprint: str = "",
+    ) -> None:
         super().__init__(vocabulary, num_classes, context)
-        self.num_train, self.num_test = num_train, num_test
+        self.num_train, self.num_test, self.fingerprint = num_train, num_test, fingerprint
 
     @classmethod
     def _read(cls, record: Any) -> "DescribedText":
         numbers = {name: record.get(name) for name in ("num_classes", "context", "num_train", "num_test")}
-        if record.keys() != {"unit", "vocabulary", *numbers}:
+        if record.keys() - {"fingerprint"} != {"unit", "vocabulary", *numbers}:  # older runs have none
             raise ValueError(f"expected the fields unit, vocabulary, {', '.join(numbers)}")
         unit, content = record["unit"], record["vocabulary"]
         if not isinstance(content, str) or unit not in tuple(VOCABULARIES):
@@ -89,7 +101,7 @@ class DescribedText(Described, Tokenized):
             raise ValueError(f"{numbers} holds sizes that are none")
         if unit != "token" and vocabulary.size != numbers["num_classes"]:
             raise ValueError(f"{vocabulary.size} {unit}s are not {numbers['num_classes']} classes")
-        return cls(vocabulary, **numbers)
+        return cls(vocabulary, **numbers, fingerprint=str(record.get("fingerprint", "")))
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,6 +112,7 @@ class DescribedText(Described, Tokenized):
             "context": self.context,
             "num_train": self.num_train,
             "num_test": self.num_test,
+            "fingerprint": self.fingerprint,
         }
 
 
@@ -112,9 +125,11 @@ class DescribedImages(Described):
       shape: of an image, ``(h, w, c)``.
       mean: of each channel, in units of 1/255.
       std: likewise.
-      in_memory: whether all of an image file is seen, as by :class:`InMemory`, or a crop, as by :class:`Streamed`.
+      in_memory: whether all of an image file is seen, as by :class:`InMemory`, or the centre, as by :class:`Streamed`.
       num_train: training examples.
       num_test: examples to evaluate.
+      classes: as :class:`jaxlocal.data.Input` has them.
+      fingerprint: likewise.
     """
 
     num_classes: int
@@ -124,14 +139,19 @@ class DescribedImages(Described):
     in_memory: bool
     num_train: int
     num_test: int
+    classes: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     batch_axes: ClassVar[Any] = 0
     ahead: ClassVar[int] = 0
 
     @classmethod
     def _read(cls, record: Any) -> "DescribedImages":
-        fields = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(record, dict) or record.keys() != set(fields):
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        needed = {
+            name for name, default in fields.items() if default is dataclasses.MISSING
+        }  # older runs have no others
+        if not isinstance(record, dict) or not needed <= record.keys() <= fields.keys():
             raise ValueError(f"expected the fields {', '.join(fields)}")
         given: Any = {name: tuple(x) if isinstance(x, list) else x for name, x in record.items()}
         found = cls(**given)
@@ -141,6 +161,10 @@ class DescribedImages(Described):
         channels = found.shape[2]
         if not all(type(x) in (int, float) for x in (*_numbers(found.mean, channels), *_numbers(found.std, channels))):
             raise ValueError(f"{record} holds no mean and deviation of each channel")
+        if type(found.fingerprint) is not str or type(found.classes) is not tuple:
+            raise ValueError(f"{record} holds no fingerprint, or no classes")
+        if not all(type(x) is str for x in found.classes) or len(found.classes) not in (0, found.num_classes):
+            raise ValueError(f"{record} does not name {found.num_classes} classes")
         return found
 
     def record(self) -> dict[str, Any]:

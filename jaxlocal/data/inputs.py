@@ -1,5 +1,7 @@
 """Where the data of steps come from: a data set in memory, or one that is read as it goes."""
 
+import functools
+import zlib
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlocal.data.augment import Examples, example_images, prepare_with, recipe
+from jaxlocal.data.augment import Examples, derived, example_images, prepare_with, recipe, treated
+from jaxlocal.data.images import Box, middle_box
 from jaxlocal.data.order import Order
 from jaxlocal.data.prototypes import prototypes
-from jaxlocal.data.sources import Dataset
+from jaxlocal.data.sources import Dataset, Split
 from jaxlocal.feed import Prepare
 from jaxlocal.objective import Batch
 from jaxlocal.task import Task
 from jaxlocal.variables import abstract
-
-Box = tuple[int | float, int | float, int | float, int | float]  # left, upper, right, lower
 
 
 @runtime_checkable
@@ -43,6 +44,8 @@ class Input(Protocol):
       task: what it asks of a network.
       num_train: training examples.
       num_test: examples to evaluate.
+      classes: their names, where they are known.
+      fingerprint: of the examples; two sets differ if theirs do, and nothing follows where one has none.
       prepare: makes a batch of a step's data, inside the step.
       batch_axes: which of a step's data belong to single examples, as executors take it.
       ahead: steps whose data may be on the devices before they begin.
@@ -51,9 +54,13 @@ class Input(Protocol):
     task: Task
     num_train: int
     num_test: int
+    classes: tuple[str, ...]
     prepare: Prepare
     batch_axes: Any
     ahead: int
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def example(self, n: int) -> Batch:
         """What ``n`` examples look like to a network: shapes and dtypes, no values."""
@@ -92,12 +99,10 @@ class Input(Protocol):
         """Every example to evaluate once, in order: how many there are, and their data on the devices."""
 
 
-def middle_box(shape: tuple[int, ...], width: int, height: int) -> Box:
-    """The middle of an image of that size, as large as it can be with the sides of ``(h, w, c)``."""
-    h, w, _ = shape
-    scale = min(width / w, height / h)
-    left, upper = (width - scale * w) / 2, (height - scale * h) / 2
-    return left, upper, left + scale * w, upper + scale * h
+def _as_split(split: Split) -> Split:
+    """Labels as 32 bits, and lists as arrays."""
+    image, label = np.asarray(split.image), np.asarray(split.label)
+    return Split(image, label.astype(np.int32) if np.issubdtype(label.dtype, np.integer) else label)
 
 
 def _check(dataset: Dataset) -> None:
@@ -110,6 +115,8 @@ def _check(dataset: Dataset) -> None:
                 f"{where} has images {image.shape} of {image.dtype} and {len(label)} labels: for each label, give an "
                 "image [h, w, c] of uint8"
             )
+        if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+            raise ValueError(f"{where} has labels {label.shape} of {label.dtype}: give whole numbers [n]")
         if label.min() < 0 or label.max() >= dataset.num_classes:
             raise ValueError(
                 f"{where} has labels {label.min()} to {label.max()}: {dataset.num_classes} classes count from 0"
@@ -117,28 +124,42 @@ def _check(dataset: Dataset) -> None:
     if dataset.train.image.shape[1:] != dataset.test.image.shape[1:]:
         shapes = " and ".join(str(split.image.shape[1:]) for split in (dataset.train, dataset.test))
         raise ValueError(f"data set {dataset.name} has images of {shapes} in its splits: give both one shape")
+    if dataset.classes and len(dataset.classes) != dataset.num_classes:
+        raise ValueError(f"data set {dataset.name} names {len(dataset.classes)} of {dataset.num_classes} classes")
 
 
 class InMemory:
     """A decoded data set: the training split stays on the devices, and a step's data say which examples to take.
 
     Args:
-      dataset: of :func:`jaxlocal.data.load`, or noise.
-      augment: whether training images are cropped and mirrored, where the recipe says so.
+      dataset: of :func:`jaxlocal.data.load`, noise, or a user's own: of any name. One that has no recipe is normalised
+        by the mean and deviation of its training images.
+      augment: as :func:`jaxlocal.data.augment.treated` takes it.
+      mean: likewise.
+      std: likewise.
 
     Raises:
-      ValueError: if a split is empty, its images are not bytes (so none is NaN), or a label is of no class.
+      ValueError: if a split is empty, its images are not bytes (so none is NaN), a label is no number or of no class,
+        or :func:`jaxlocal.data.augment.treated` raises it.
     """
 
     batch_axes = Examples(None, None, 0)  # type: ignore[arg-type]
     ahead = 0
 
-    def __init__(self, dataset: Dataset, *, augment: bool = True) -> None:
+    def __init__(
+        self, dataset: Dataset, *, augment: str = "recipe", mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> None:
+        train, test = dataset.train, dataset.test
+        dataset = dataset._replace(train=_as_split(train), test=_as_split(test))
         _check(dataset)
         self.task = Task(dataset.num_classes)
         self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)
-        self.treatment = recipe(dataset.name)
-        self.prepare = prepare_with(self.treatment if augment else self.treatment._replace(pad=0, flip=False))
+        known = recipe(dataset.name)
+        if known is None or len(known.mean) != dataset.train.image.shape[-1]:
+            known = derived(dataset.train.image)
+        self.treatment = treated(known, augment, mean, std)
+        self.prepare = prepare_with(self.treatment)
+        self.classes = dataset.classes
         self._dataset, self._train, self._test = dataset, dataset.train, dataset.test
 
     def example(self, n: int) -> Batch:
@@ -149,7 +170,16 @@ class InMemory:
         return middle_box(self._train.image.shape[1:], width, height)
 
     def prototypes(self) -> np.ndarray:
-        return prototypes(self._dataset)
+        return prototypes(self._dataset, self.treatment)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Checksum of all images and labels."""
+        checksum = 0
+        for x in (*self._train, *self._test):
+            for part in np.array_split(x, 1 + x.nbytes // 2**26):  # noise lies in windows, which are copied
+                checksum = zlib.crc32(part.tobytes(), checksum)
+        return f"{checksum:08x}"
 
     def resident(self, devices: Devices) -> Any:
         """All images and labels of the training split."""

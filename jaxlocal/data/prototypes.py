@@ -3,22 +3,22 @@
 import numpy as np
 from jaxtyping import Float
 
-from jaxlocal.data.augment import recipe
+from jaxlocal.data.augment import Recipe
 from jaxlocal.data.sources import Dataset
 
 ROWS = 1024  # images whose distances are taken at once
 
 
-def prototypes(dataset: Dataset) -> Float[np.ndarray, "k d"]:
+def prototypes(dataset: Dataset, treatment: Recipe) -> Float[np.ndarray, "k d"]:
     """Of each class the training image of least median distance to the others of its class (NoProp, section 4).
 
     Returns:
-      ``[k, h w c]``, normalised by the data set's recipe.
+      ``[k, h w c]``, normalised by a recipe.
 
     Raises:
       ValueError: if a class has no image.
     """
-    mean, std = (np.asarray(x, np.float32) for x in recipe(dataset.name)[:2])
+    mean, std = (np.asarray(x, np.float32) for x in treatment[:2])
     found = []
     for label in range(dataset.num_classes):
         image = dataset.train.image[dataset.train.label == label]

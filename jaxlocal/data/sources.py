@@ -1,33 +1,23 @@
-"""Where examples come from: scikit-learn's digits, and TFDS sets in the array_record format.
+"""Sets that are decoded once and kept in memory: scikit-learn's digits, small ones of TFDS, noise, a user's images.
 
-TensorFlow is never imported. TFDS reads array_record files without it; only
-*preparing* a set (``python -m experiments.prepare``) needs it. A small set (:data:`NAMES`) is decoded
-once and then read from one ``.npz`` file a split; for others, see :mod:`jaxlocal.data.stream`.
+What was decoded is read from one ``.npz`` file a split from then on.
 """
 
-import json
 import os
 import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-TFDS_NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "stl10", "svhn_cropped")
-NAMES = ("digits", *TFDS_NAMES)
-SHAKESPEARE = "tinyshakespeare"
-TEXTS = (SHAKESPEARE, "text:PATH", "bytes:PATH", "tokens:DIR")
-_OWN = "tensorflow_datasets."
-
-
-class MissingDataError(FileNotFoundError):
-    """A data set is not on this machine in a format that is read without TensorFlow."""
+from jaxlocal.data.images import middle_box
+from jaxlocal.data.prepared import NAMES, TFDS_NAMES, tfds_builder, tfds_records, unknown
+from jaxlocal.data.records import Listed, Records, in_order
 
 
 class Split(NamedTuple):
@@ -43,17 +33,31 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set in memory."""
+    """A data set in memory.
+
+    Attributes:
+      name: says how images are treated, where it is one of :data:`jaxlocal.data.RECIPES`.
+      num_classes: k.
+      train: the training split.
+      test: the one to evaluate.
+      classes: names of the classes, or none.
+    """
 
     name: str
     num_classes: int
     train: Split
     test: Split
+    classes: tuple[str, ...] = ()
 
 
 def default_cache_dir() -> Path:
-    """``$JAXLOCAL_CACHE``, else ``~/.cache/jaxlocal``."""
-    return Path(os.environ.get("JAXLOCAL_CACHE") or Path.home() / ".cache" / "jaxlocal")
+    """``$JAXLOCAL_CACHE``, else ``~/.cache/jaxlocal``; where nobody is at home, one among temporary files."""
+    if given := os.environ.get("JAXLOCAL_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "jaxlocal"
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), f"jaxlocal-{os.getuid()}")
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -71,13 +75,13 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """
     if name == "digits":
         return _digits()
-    if name in TFDS_NAMES:
+    if _unversioned(name) in TFDS_NAMES:
         return _from_tfds(name, data_dir)
     if name.startswith("random_"):
         return _random(name)
     if name.startswith("rotated_"):
         return _rotated(name, data_dir)
-    raise _unknown(name)
+    raise unknown(name)
 
 
 def _random(name: str) -> Dataset:
@@ -124,136 +128,104 @@ def _digits() -> Dataset:
     label = raw.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(label))
     test, train = order[::5], np.delete(order, np.s_[::5])
-    return Dataset("digits", 10, Split(image[train], label[train]), Split(image[test], label[test]))
+    splits = Split(image[train], label[train]), Split(image[test], label[test])
+    return Dataset("digits", 10, *splits, tuple(map(str, range(10))))
 
 
 def is_small(name: str) -> bool:
     """Whether :func:`load` takes the name."""
-    return name in NAMES or name.startswith(("random_", "rotated_"))
+    return _unversioned(name) in NAMES or name.startswith(("random_", "rotated_"))
 
 
-def is_text(name: str) -> bool:
-    """Whether :class:`jaxlocal.data.Text` reads the set of that name."""
-    return name == SHAKESPEARE or name.startswith(("text:", "bytes:", "tokens:", "random_text_"))
-
-
-def _unknown(name: str) -> ValueError:
-    """What is said of a name that nothing has: the nearest one."""
-    import tensorflow_datasets as tfds
-
-    all_names = tfds.list_builders(with_community_datasets=False)
-    lower = name.lower()
-    dated = [known for known in all_names if re.fullmatch(re.escape(lower) + r"\d+", known)]  # imagenet2012
-    near = get_close_matches(lower, NAMES, n=1, cutoff=0.8) or dated or get_close_matches(lower, all_names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ValueError(
-        f"unknown data set {name!r}: {hint}known are {', '.join((*NAMES, *TEXTS))}, random_SIDE_CLASSES_EXAMPLES, "
-        "rotated_DEGREES_NAME, and those of TFDS that have features image and label"
-    )
-
-
-def tfds_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """TFDS's builder of an image classification set; it need not be prepared.
-
-    Args:
-      name: ``NAME``, ``NAME/CONFIG`` or ``NAME:VERSION``, as TFDS has them.
-      data_dir: TFDS directory; None for TFDS's own default.
-
-    Raises:
-      ValueError: if TFDS does not know the name, the set has other features than an image and its class, or its
-        files name code that is not TFDS's.
-      MissingDataError: if the set is there in a format that needs TensorFlow.
-    """
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.utils.file_utils import list_data_dirs
-
-    if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d[\w.]*)?", name):
-        raise _unknown(name)
-    for directory in list_data_dirs(given_data_dir=data_dir):  # all that TFDS would look in
-        _check_classes(Path(directory).expanduser() / re.split("[/:]", name)[0])
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
-        raise _unknown(name) from error
-    except ImportError as error:
-        raise ValueError(f"data set {name!r}: TFDS cannot describe it without {error.name or 'TensorFlow'}") from error
-    except ValueError as error:
-        if "BuilderConfig" in str(error):
-            base = name.split("/")[0]
-            known = ", ".join(tfds.builder_cls(base).builder_configs)
-            raise ValueError(f"data set {name!r}: of {base}, TFDS knows {known}") from error
-        raise MissingDataError(  # prepared, in the format that needs TensorFlow
-            f"data set {name} is in {data_dir or 'the TFDS directory'}, but not as array_record: use another directory"
-        ) from error
-    features: Any = builder.info.features
-    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
-    if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
-        raise ValueError(f"data set {name!r} has the features {', '.join(features)}: an image and its label are needed")
-    return builder
-
-
-def _check_classes(directory: Path) -> None:
-    """TFDS imports the classes that a prepared set's files name: these may be its own alone.
-
-    Raises:
-      ValueError: if there is another one, or a file cannot be read.
-    """
-
-    def named(tree: Any) -> Iterator[str]:
-        if isinstance(tree, Mapping):
-            for key, value in tree.items():
-                if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
-                    yield value
-                yield from named(value)
-        elif isinstance(tree, list):
-            for value in tree:
-                yield from named(value)
-
-    for path in directory.rglob("features.json"):
-        try:
-            foreign = [name for name in named(json.loads(path.read_bytes())) if not name.startswith(_OWN)]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        if foreign:
-            raise ValueError(f"{path} names the class {foreign[0]!r}: only those of tensorflow_datasets are imported")
-
-
-def tfds_records(builder: Any, split: str, **options: Any) -> Any:
-    """A split of a :func:`tfds_builder`, read by index; options are those of TFDS's ``as_data_source``.
-
-    Raises:
-      ValueError: if the set has no such split.
-      MissingDataError: if the set was not prepared.
-    """
-    if builder.info.splits and split not in builder.info.splits:
-        raise ValueError(f"data set {builder.name} has no split {split}: it has {', '.join(builder.info.splits)}")
-    try:
-        return builder.as_data_source(split, **options)
-    except (KeyError, NotImplementedError, OSError, ValueError) as error:
-        directory = Path(str(builder.data_dir)).parents[2 if builder.builder_config else 1]
-        raise MissingDataError(f"data set {builder.name} is not prepared in {directory} as array_record") from error
+def _unversioned(name: str) -> str:
+    """``mnist:3.0.1`` is ``mnist``."""
+    return re.sub(r":\d[\w.]*$", "", name)
 
 
 def _from_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     builder = tfds_builder(name, data_dir)
     splits = {split: _cached(builder, split) for split in ("train", "test")}
-    return Dataset(name, builder.info.features["label"].num_classes, splits["train"], splits["test"])
+    label = builder.info.features["label"]
+    return Dataset(name, label.num_classes, splits["train"], splits["test"], tuple(label.names))
 
 
 def _cached(builder: Any, split: str) -> Split:
     """Reads a split from its cache file, or decodes it and writes the file."""
     source = tfds_records(builder, split)
     name = f"{builder.name}-{builder.info.version}-{split}-{_checksum(builder, split):08x}.npz"
+    return _kept(name, len(source), lambda: _decode(source, f"decoding {builder.name} {split}"))
+
+
+def _kept(name: str, n: int, decode: Callable[[], Split]) -> Split:
+    """What a cache file holds; decoded and written first, if there is none. Without a place to write, it is decoded."""
     path = default_cache_dir() / "data" / name
-    if (cached := _read(path)) and len(cached.label) == len(source):
+    if (cached := _read(path)) and len(cached.label) == n:
         return cached
-    decoded = _decode(source, f"decoding {builder.name} {split}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        made = Path(directory, path.name)
-        np.savez(made, image=decoded.image, label=decoded.label)
-        os.replace(made, path)
+    decoded = decode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            made = Path(directory, path.name)
+            np.savez(made, image=decoded.image, label=decoded.label)
+            os.replace(made, path)
+    except OSError:
+        pass
     return decoded
+
+
+def in_memory(listed: Listed, image_size: int = 0) -> Dataset:
+    """Decodes a set: of each image the middle, as large as it can be.
+
+    Args:
+      listed: the set.
+      image_size: side of the images; 0 for what all have, 224 where they differ.
+
+    Raises:
+      UnreadableError: if an image cannot be read, or has no label.
+    """
+    sides = listed.sides(image_size)
+
+    def split(records: Records) -> Split:
+        def box(width: int, height: int) -> Any:
+            return middle_box((*sides, records.channels), width, height)
+
+        height, width = sides
+        name = f"own-{_content(records):08x}-{height}x{width}x{records.channels}.npz"
+        n = len(records.source)
+        return _kept(name, n, lambda: Split(*in_order(records, range(n), box, *sides)))
+
+    return Dataset(listed.name, len(listed.classes), split(listed.train), split(listed.test), listed.classes)
+
+
+def _content(records: Records) -> int:
+    """Checksum of all images and labels."""
+    checksum = 0
+    for index in range(len(records.source)):
+        example = records.source[index]
+        image = example["image"]
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        checksum = zlib.crc32(content + int(example["label"]).to_bytes(4, "little"), checksum)
+    return checksum
+
+
+def resized(dataset: Dataset, image_size: int) -> Dataset:
+    """The same images, scaled to squares of a size: of each the middle, as large as it can be."""
+    sides = (image_size, image_size, 1)
+    if dataset.train.image.shape[1:3] == sides[:2]:
+        return dataset
+
+    from PIL import Image
+
+    def scaled(image: np.ndarray) -> np.ndarray:
+        pixels = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        fitted = pixels.resize(sides[:2], Image.Resampling.BILINEAR, middle_box(sides, *pixels.size))
+        return np.asarray(fitted).reshape(*sides[:2], -1)
+
+    train, test = (
+        split._replace(image=np.stack([scaled(image) for image in split.image]))
+        for split in (dataset.train, dataset.test)
+    )
+    return dataset._replace(train=train, test=test)
 
 
 def _checksum(builder: Any, split: str) -> int:

@@ -1,4 +1,4 @@
-"""TFDS sets of any size: examples are read, decoded and cropped as steps need them, by Grain.
+"""Sets of any size: examples are read, decoded and cropped as steps need them, by Grain.
 
 One element of the pipeline is the data of one step, and follows from the seed and the step's number alone: going
 on at a step needs no state of an iterator, and any number of processes gives the same data. Under data parallelism
@@ -7,98 +7,27 @@ over several hosts, each reads only the examples that its own devices take.
 
 import contextlib
 import dataclasses
+import functools
 import gc
-import io
-import math
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlocal.data.augment import STREAMED, Decoded, example_images, prepare_with
-from jaxlocal.data.inputs import Box, Devices
+from jaxlocal.data.augment import Decoded, Recipe, derived, example_images, prepare_with, treated
+from jaxlocal.data.images import Box, UnreadableError, centre_box, middle_box, random_box
+from jaxlocal.data.inputs import Devices
 from jaxlocal.data.order import Order
-from jaxlocal.data.sources import tfds_builder, tfds_records
+from jaxlocal.data.records import SEEN, Listed, Records, evenly, in_order
 from jaxlocal.objective import Batch
 from jaxlocal.task import Task
-
-
-class UnreadableError(ValueError):
-    """An example cannot be read."""
-
-
-def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """Part of an image, of 8% to 100% of its area and an aspect ratio of 3/4 to 4/3 (uniform in its logarithm).
-
-    The first of ten tries that lies within the image counts; failing all, the largest centred box of such a ratio.
-
-    References:
-      Szegedy et al. Going Deeper with Convolutions. CVPR 2015, section 6.
-    """
-    least, most = 3 / 4, 4 / 3
-    for _ in range(10):
-        area = rng.uniform(0.08, 1) * width * height
-        ratio = math.exp(rng.uniform(math.log(least), math.log(most)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, upper = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, upper, left + w, upper + h
-    w, h = min(width, round(height * most)), min(height, round(width / least))
-    left, upper = (width - w) // 2, (height - h) // 2
-    return left, upper, left + w, upper + h
-
-
-def centre_box(width: int, height: int) -> Box:
-    """A centred square: 224 of the 256 pixels that the shorter side is scaled to, or in proportion."""
-    side = min(width, height) * 224 / 256
-    left, upper = (width - side) / 2, (height - side) / 2
-    return left, upper, left + side, upper + side
-
-
-class Records(NamedTuple):
-    """A split of a data set.
-
-    Attributes:
-      name: of both.
-      source: encoded images and their labels, by index.
-      classes: number of them.
-    """
-
-    name: str
-    source: Any
-    classes: int
-
-    def read(self, index: int, box: Callable[[int, int], Box], side: int) -> tuple[np.ndarray, int]:
-        """An example: the part of the image that ``box(width, height)`` says, scaled, and the label.
-
-        Returns:
-          ``[side, side, 3]``, 0..255, whatever the image's mode; the label.
-
-        Raises:
-          UnreadableError: if the record or the image in it is damaged, or the label is of no class (-1: unknown).
-        """
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            example = self.source[index]
-            with Image.open(io.BytesIO(example["image"])) as opened:
-                image = opened.convert("RGB")
-            resized = image.resize((side, side), Image.Resampling.BILINEAR, box(*image.size))
-            label = int(example["label"])
-            if not -1 <= label < self.classes:
-                raise ValueError(f"label {label} of {self.classes} classes")
-            return np.asarray(resized), label
-        except Exception as error:
-            unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address
-            reason = "no image" if unknown else next(iter(str(error).splitlines()), type(error).__name__)
-            raise UnreadableError(f"{self.name}: example {index} cannot be read: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +37,7 @@ class _Training:
     records: Records
     side: int
     here: bool
+    smallest: float
     seed: int
     order: Order
     positions: np.ndarray
@@ -117,9 +47,15 @@ class _Training:
 
         def read(position: int) -> tuple[np.ndarray, int]:
             rng = np.random.default_rng((self.seed, step, position, 1))  # 1: nor does the order of examples share it
-            return self.records.read(int(chosen[position]), lambda w, h: random_box(w, h, rng), self.side)
 
-        return _stacked(self.positions, read, self.side, self.here)
+            def box(width: int, height: int) -> Box:
+                if not self.smallest:
+                    return middle_box((1, 1, 1), width, height)
+                return random_box(width, height, rng, self.smallest)
+
+            return self.records.read(int(chosen[position]), box, self.side)
+
+        return _stacked(self.positions, read, self.records, self.side, self.here)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,18 +65,21 @@ class _Testing:
     records: Records
     side: int
     here: bool
+    box: Callable[[int, int], Box]
     chosen: Sequence[np.ndarray]
 
     def __call__(self, batch: int) -> Decoded:
         def read(index: int) -> tuple[np.ndarray, int]:
-            return self.records.read(index, centre_box, self.side)
+            return self.records.read(index, self.box, self.side)
 
-        return _stacked(self.chosen[batch], read, self.side, self.here)
+        return _stacked(self.chosen[batch], read, self.records, self.side, self.here)
 
 
-def _stacked(at: np.ndarray, read: Callable[[int], tuple[np.ndarray, int]], side: int, here: bool) -> Decoded:
+def _stacked(
+    at: np.ndarray, read: Callable[[int], tuple[np.ndarray, int]], records: Records, side: int, here: bool
+) -> Decoded:
     """What is read at each place; zeros if this process has no use for it but its shape."""
-    image = np.zeros((*at.shape, side, side, 3), np.uint8)
+    image = np.zeros((*at.shape, side, side, records.channels), np.uint8)
     label = np.zeros(at.shape, np.int32)
     for place, index in np.ndenumerate(at):
         if here:
@@ -155,62 +94,63 @@ def _is_here(devices: Devices) -> bool:
 
 
 class Streamed:
-    """A TFDS set in the array_record format, with features ``image`` and ``label``.
+    """Images that are read and decoded as steps need them.
 
-    Training images are random parts, scaled; flipped and normalised on the device. Images to evaluate are centre
-    crops, of the split ``test`` if it has labels, else of ``validation``. All are RGB.
+    Where random parts of them train, they are scaled as they are decoded, and the centre of an image is evaluated
+    (:func:`jaxlocal.data.images.centre_box`); else its middle, as large as it can be. What else the recipe says
+    is done on the device.
 
     Args:
-      name: as TFDS has it.
-      data_dir: TFDS directory; None for TFDS's own default.
-      image_size: side of the images.
+      listed: the set.
+      image_size: side of the images; 0 for what all have, 224 where they differ.
       workers: processes that read and decode; 0 for a thread of this one.
       test_examples: how many are evaluated; 0 for all.
+      augment: as :func:`jaxlocal.data.augment.treated` takes it.
+      mean: likewise.
+      std: likewise.
 
     Raises:
-      ValueError: if TFDS does not know the name, or the set is not of labelled images.
-      MissingDataError: if it was not prepared.
-      UnreadableError: if the first example of the split ``test`` is damaged.
+      ValueError: if :func:`jaxlocal.data.augment.treated` does, or the images are no squares.
+      UnreadableError: if an image that says the mean and deviation of all is damaged.
     """
 
     batch_axes = 0
     ahead = 2
-    treatment = STREAMED
 
     def __init__(
         self,
-        name: str,
-        data_dir: str | os.PathLike[str] | None = None,
+        listed: Listed,
         *,
-        image_size: int = 224,
+        image_size: int = 0,
         workers: int = 0,
         test_examples: int = 0,
+        augment: str = "recipe",
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
     ) -> None:
-        import tensorflow_datasets as tfds
-
-        builder = tfds_builder(name, data_dir)
-
-        def records(split: str) -> Records:
-            source = tfds_records(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
-            return Records(f"data set {name}, split {split}", source, builder.info.features["label"].num_classes)
-
-        labelled = "test" in builder.info.splits and records("test").read(0, centre_box, 1)[1] >= 0
-        self._train, self._test = records("train"), records("test" if labelled else "validation")
-        for split in (self._train, self._test):
-            if not len(split.source):
-                raise ValueError(f"{split.name} is empty")
-        self._workers = workers
-        self.task = Task(builder.info.features["label"].num_classes)
-        self._shape = (image_size, image_size, 3)
+        height, width = listed.sides(image_size)
+        if height != width:
+            raise ValueError(f"{listed.name} has images of {height}x{width}: streamed ones are squares, set image_size")
+        self._train, self._test, self._workers = listed.train, listed.test, workers
+        self._shape = (height, width, listed.train.channels)
+        self.treatment = treated(listed.recipe or self._derived(), augment, mean, std)
+        self._box = centre_box if self.treatment.smallest else functools.partial(middle_box, self._shape)
+        self.prepare = prepare_with(self.treatment._replace(smallest=0.0))
+        self.task = Task(len(listed.classes))
+        self.classes, self.fingerprint = listed.classes, listed.fingerprint
         self.num_train = len(self._train.source)
         self.num_test = min(len(self._test.source), test_examples or len(self._test.source))
-        self.prepare = prepare_with(self.treatment)
+
+    def _derived(self) -> Recipe:
+        """Of some of the training images."""
+        some = evenly(len(self._train.source), SEEN)
+        return derived(in_order(self._train, some, functools.partial(middle_box, self._shape), *self._shape[:2])[0])
 
     def example(self, n: int) -> Batch:
         return example_images(n, self._shape)
 
     def box(self, width: int, height: int) -> Box:
-        return centre_box(width, height)
+        return self._box(width, height)
 
     def prototypes(self) -> np.ndarray:
         """Not of images that are cropped at random.
@@ -240,7 +180,7 @@ class Streamed:
         (seed,) = seeds
         positions, here = devices.positions(batch_size), _is_here(devices)
         order = Order(seed, self.num_train, batch_size)
-        load = _Training(self._train, self._shape[0], here, seed, order, positions)
+        load = _Training(self._train, self._shape[0], here, self.treatment.smallest, seed, order, positions)
         yield from _loaded(load, steps, self._workers, devices)
 
     def test(self, devices: Devices, batch_size: int) -> Generator[tuple[int, Any], None, None]:
@@ -252,7 +192,7 @@ class Streamed:
         starts = range(0, self.num_test, batch_size)
         counts = [min(batch_size, self.num_test - start) for start in starts]
         chosen = [start + devices.positions(count) for start, count in zip(starts, counts, strict=True)]
-        load = _Testing(self._test, self._shape[0], _is_here(devices), chosen)
+        load = _Testing(self._test, self._shape[0], _is_here(devices), self._box, chosen)
         with contextlib.closing(_loaded(load, range(len(counts)), self._workers, devices)) as batches:
             yield from zip(counts, batches, strict=True)
 

@@ -1,5 +1,6 @@
 """Text as a data set: windows of tokens, each to be told the next one."""
 
+import zlib
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,13 +10,15 @@ import numpy as np
 from jaxtyping import Array, Int32, Integer
 
 from jaxlocal.data.corpus import read
-from jaxlocal.data.inputs import Box, Devices
-from jaxlocal.data.stream import UnreadableError
+from jaxlocal.data.images import Box, UnreadableError
+from jaxlocal.data.inputs import Devices
 from jaxlocal.data.vocabulary import Vocabulary
 from jaxlocal.feed import Prepare
 from jaxlocal.objective import Batch
 from jaxlocal.task import Task
 from jaxlocal.variables import Key
+
+ENDS = 2**20  # tokens at either end of a split that tell it from another: of the others may be any number
 
 
 class Windows(NamedTuple):
@@ -50,6 +53,8 @@ class Tokenized:
         self.vocabulary, self.context = vocabulary, context
         self.task = Task(num_classes, each=True)
         self.prepare: Prepare = told
+
+    classes: tuple[str, ...] = ()  # tokens have a vocabulary
 
     @property
     def unit(self) -> str:
@@ -130,6 +135,8 @@ class Text(Tokenized):
         self.num_train = len(train) // (context + 1)
         windows = (len(test) - 1) // context
         self.num_test = min(windows, test_examples or windows)
+        ends = [x[np.r_[: min(ENDS, len(x)), max(0, len(x) - ENDS) : len(x)]] for x in (train, test)]
+        self.fingerprint = f"{zlib.crc32(np.concatenate(ends).astype(np.int32).tobytes()):08x} {len(train)} {len(test)}"
 
     def resident(self, devices: Devices) -> Any:
         """Nothing: windows are cut out before they go to the devices."""
