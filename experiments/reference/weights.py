@@ -11,9 +11,9 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from experiments.app.errors import UserError
+from experiments.app.files import load_safetensors
 from experiments.recipe.experiment import Experiment
 from experiments.reference.names import GptLayout, Layout, from_reference
 from jaxlocal.block import BlockState
@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if path.suffix == ".safetensors":
-            tensors = load_file(path)
+            tensors = load_safetensors(path)
         elif path.suffix == ".npz":
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 tensors = dict(file)
