@@ -44,6 +44,8 @@ class NnxUnit(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """Arguments of the module: a rule reads ``strides`` and ``features``."""
         given = self.__dict__.get("given", {})
+        if name == "described":
+            return name_of(self.made)
         return given[name] if name in given else super().__getattr__(name)
 
     @nn.nowrap

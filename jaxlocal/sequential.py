@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxlocal.bridge import ANY, abstract, name_of, nnx_unit, parameters, takes_train
+from jaxlocal.network import kind_of
 
 # They belong to the layer before them.
 _LINEN_FOLLOWS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm, nn.Dropout)
@@ -86,6 +87,8 @@ class Layers(nn.Module):
     @nn.nowrap
     def __getattr__(self, name: str) -> Any:
         """The two fields that rules read."""
+        if name == "described":
+            return next((kind_of(x) for x in self.layers if isinstance(x, nn.Module)), type(self).__name__)
         where = self._where(name)
         if where is None:
             return super().__getattr__(name)
@@ -124,6 +127,11 @@ class _Part:
     make: Callable[..., nnx.Sequential]
     first: int
     end: int
+
+    @property
+    def __name__(self) -> str:
+        """For who shows the network."""
+        return f"layers {self.first}-{self.end - 1}"
 
     def __call__(self, answers: bool, *, rngs: nnx.Rngs) -> nnx.Sequential:
         """``answers`` is for who reads it off the unit."""

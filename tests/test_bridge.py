@@ -114,7 +114,7 @@ def test_a_unit_is_a_spec():
     assert unit != nnx_unit(Convolution, 2, 4, 2)
     assert strides_of(with_strides(unit, 2)) == 2
     assert with_width(unit, 0.5).features == 2
-    with pytest.raises(ValueError, match=r"asked of NnxUnit, which has no field `strides`"):
+    with pytest.raises(ValueError, match=r"asked of Linear, which has no field `strides`"):
         with_strides(nnx_unit(nnx.Linear, 2, 3), 2)
 
 

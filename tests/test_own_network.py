@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import chex
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.app.calls import as_call, parse_calls
 from experiments.app.errors import UserError
 from experiments.configs import common
 from experiments.pages import card
@@ -137,6 +139,15 @@ def test_programs_find_it(directory, tmp_path):
     chex.assert_trees_all_equal(parts, expected)
 
 
+def test_the_page_runs():
+    namespace: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_network.md").read_text(), re.DOTALL):
+        exec(code, namespace)
+    assert len(namespace["exits"]) == 4
+    assert [len(unit.layers) for unit in namespace["units"]] == [3, 4, 4, 1]
+    assert namespace["get_config"]("smoke").model.name == "mynet:network"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -154,6 +165,19 @@ def test_programs_find_it(directory, tmp_path):
 def test_what_is_no_network_is_one_line(name, words):
     with pytest.raises(UserError, match=words):
         build(config_of(name))
+
+
+def test_it_is_written_as_a_call():
+    text = "man(a.b:rule(x=1), scale=True), mynet:network, dgl"
+    calls = parse_calls(text, "rules")
+    assert list(calls) == ["man(a.b:rule(x=1), scale=True)", "mynet:network", "dgl"]
+    assert calls["mynet:network"] == {"name": "mynet:network"}
+    assert calls["man(a.b:rule(x=1), scale=True)"] == {
+        "name": "man",
+        "rule": {"name": "a.b:rule", "x": 1},
+        "scale": True,
+    }
+    assert as_call({"name": "a:b", "x": 1}) == "a:b(x=1)"
 
 
 def test_parameters_are_checked():

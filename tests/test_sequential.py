@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxlocal import Network, Task, cut_everywhere, fused, make_blocks, models, rules
-from jaxlocal.network import strides_of, with_strides, with_width
+from jaxlocal.network import kind_of, strides_of, with_strides, with_width
 from jaxlocal.sequential import Layers, units_of
 from jaxlocal.variables import apply_module, init_module
 from tests import toy
@@ -128,6 +128,8 @@ def test_rules_read_strides_and_features_off_the_layers():
     assert strides_of(with_strides(stage, 1)) == 1
     assert with_width(stage, 0.5).layers[0].layers[2].features == 3
     assert not hasattr(Layers((nn.Dense(3),)), "strides")
+    assert [kind_of(unit) for unit in (first, stage, dense)] == ["Conv", "Conv", "DenseUnit"]
+    assert [kind_of(unit) for unit in units_of(of_nnx)] == ["layers 0-4", "layers 5-6", "layers 7-7"]
 
 
 def test_auglocal_copies_them():

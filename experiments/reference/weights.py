@@ -109,7 +109,7 @@ def as_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], side: i
     if pooled != model["pooled"]:
         where = "behind" if pooled else "in front of"
         raise UserError(f"--weights has its last norm {where} the mean of the patches: give the model pooled={pooled}")
-    new = {name: x.astype(np.float32) for name, x in tensors.items()}
+    new: dict[str, np.ndarray] = {name: x.astype(np.float32) for name, x in tensors.items()}
     kernel, positions = (new.get(name, np.empty((1, 0))) for name in ("patch_embed.proj.weight", "pos_embed"))
     if kernel.ndim == 4:
         new["patch_embed.proj.weight"] = kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
