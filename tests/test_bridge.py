@@ -87,6 +87,16 @@ def test_a_rule_trains_nnx_units(name, tmp_path):
     chex.assert_trees_all_equal(executors[0].evaluate(restored, batch), results[0][2])
 
 
+def test_it_computes_in_bfloat16():
+    network, local_rule = rules.dgl()(Network(UNITS, cut_everywhere(UNITS)), Task(10))
+    executor = fused(make_blocks(network, local_rule), local_rule.feed, toy.OPTIMIZER, dtype=jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # as programs have it: NNX mixes a norm's dtypes
+        state = executor.init(jax.random.key(0), toy.digits())
+        state, metrics = executor.step(state, toy.digits())
+    chex.assert_tree_all_finite((state.blocks, metrics))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.blocks)} == {jnp.dtype(jnp.float32)}
+
+
 def test_training_and_evaluation():
     unit, x = UNITS[0], jax.random.normal(jax.random.key(3), (8, 4, 4, 2))
     y, variables = init_module(unit, jax.random.key(0), x)

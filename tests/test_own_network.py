@@ -167,6 +167,14 @@ def test_what_is_no_network_is_one_line(name, words):
         build(config_of(name))
 
 
+def test_rules_and_optimizers_are_named_likewise():
+    config = config_of("own_net:linen", rule="jaxlocal.rules:greedy")
+    config.optimizer.name = "jaxlocal.optimizers:sgd"
+    assert len(build(config).blocks) == 3
+    config.rule = ConfigDict({"name": "jaxlocal.rules:man", "rule": {"name": "dgl"}})
+    assert len(build(config).blocks) == 3
+
+
 def test_it_is_written_as_a_call():
     text = "man(a.b:rule(x=1), scale=True), mynet:network, dgl"
     calls = parse_calls(text, "rules")
