@@ -137,6 +137,8 @@ def nnx_unit(made: Callable[..., nnx.Module], *args: Any, **kwargs: Any) -> NnxU
         bound = signature.bind_partial(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"nnx_unit({name}): {error}; it takes {signature}") from error
+    if "rngs" in bound.arguments:
+        raise TypeError(f"nnx_unit({name}): rngs given; leave it out, the seed of the run draws the parameters")
     bound.apply_defaults()
     filled = {*bound.arguments, "rngs", "in_features"}
     if missing := [key for key, of in signature.parameters.items() if key not in filled and of.kind not in ANY]:

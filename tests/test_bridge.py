@@ -162,6 +162,7 @@ def test_a_module_that_asks_is_told():
             lambda: nnx_unit(nnx.Sequential, nnx.Linear(2, 3, rngs=nnx.Rngs(0))),
             r"nnx_unit\(Sequential\): a module that",
         ),
+        (lambda: nnx_unit(nnx.Linear, 2, 3, rngs=nnx.Rngs(0)), r"nnx_unit\(Linear\): rngs given; leave it out"),
         (lambda: nnx_unit("Linear"), "'Linear'.*: give a class of NNX modules"),
         (
             lambda: nnx_unit(Convolution),
