@@ -1,4 +1,4 @@
-r"""Makes a run out of weights that the authors' PyTorch code trained: analyze it, start from it, let it write.
+r"""Makes a run out of weights that were trained in PyTorch: analyze it, start from it, let it write.
 
 .. code-block:: shell
 
@@ -8,6 +8,10 @@ r"""Makes a run out of weights that the authors' PyTorch code trained: analyze i
 The file is a ``state_dict`` as ``.safetensors`` or ``.npz``; names are translated by the table that
 ``experiments.parity`` uses. A ``.pth`` file can run code when it is opened, so none is: convert it where it was made,
 by ``safetensors.torch.save_model(model, path)``.
+
+Weights are the authors', or torchvision's of a ResNet, or timm's of a ViT without a class token. Auxiliary heads that
+the file has nothing of stay as they were initialised, as does a classifier of another number of classes: train on by
+``--config.start_from``.
 
 Weights of a GPT-2 are nanoGPT's, or Hugging Face's. They do not tell into how many heads attention is split: the config
 does.
@@ -52,7 +56,10 @@ def main() -> None:
             exits = test(step, state, experiment, recorder)
         checkpoints.save(step, state, metrics_of(experiment).of_last(exits))
     look = "generate --prompt=TEXT" if experiment.task.each else "analyze"
-    print(f"{len(tensors)} tensors: {workdir}; now python -m experiments.{look} --workdir={workdir}")
+    print(
+        f"{len(tensors)} tensors: {workdir}; now python -m experiments.{look} --workdir={workdir}, or train on, "
+        f"--config.start_from={workdir}"
+    )
 
 
 if __name__ == "__main__":

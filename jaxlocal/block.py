@@ -17,7 +17,7 @@ import optax
 from jaxlocal.axis import DataAxis, mean_over
 from jaxlocal.guard import changed_if, checked
 from jaxlocal.layers import batch_norm_over
-from jaxlocal.network import Network, blocks_of
+from jaxlocal.network import Network, blocks_of, kind_of
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, no_sync
 from jaxlocal.rule import LocalRule, Remat
 from jaxlocal.variables import (
@@ -98,7 +98,7 @@ def init(
         given = jax.tree.map(jnp.shape, carry)
         carry, parts[f"unit_{i}"] = init_module(unit, jax.random.fold_in(key, i), carry)
         if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(carry)):
-            raise ValueError(f"unit {type(unit).__name__} leaves nothing of an input of shape {given}: pool less")
+            raise ValueError(f"unit {kind_of(unit)} leaves nothing of an input of shape {given}: pool less")
     head_key = jax.random.fold_in(key, len(block.units))
     variables = {"params": {}, **nest(**parts, head=block.objective.init(head_key, carry, batch))}
     return BlockState(variables, optimizer.init(split(variables)[0])), carry

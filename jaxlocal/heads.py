@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlocal.layers import (
+    EPSILON,
     BatchNorm,
+    Biased,
     adaptive_average_pool,
     as_image,
     bilinear_resize,
@@ -61,6 +63,9 @@ class Unembedding(nn.Module):
       hidden: whether a perceptron of four times the features stands behind a norm of its own, beside a residual
         connection: a layer without attention.
       width: of the perceptron, relative to that.
+      epsilon: of the norms.
+      pooled: where the mean of the positions answers, whether it is taken in front of the norm, and the dense layer has
+        a bias.
     """
 
     num_classes: int
@@ -69,15 +74,21 @@ class Unembedding(nn.Module):
     each: bool = True
     hidden: bool = False
     width: float = 1.0
+    epsilon: float = EPSILON
+    pooled: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... f"], *, train: bool) -> Scores | Float[Array, "b k"]:
+        norm = functools.partial(normed, kind=self.norm, bias=self.bias, epsilon=self.epsilon)
         draw = functools.partial(nn.Dense, use_bias=False, kernel_init=nn.initializers.normal(0.02))
         if self.hidden:
-            y = normed(x, self.norm, bias=self.bias, name="norm1")
+            y = norm(x, name="norm1")
             y = nn.gelu(draw(scaled(4 * x.shape[-1], self.width), name="hidden")(y), approximate=False)
             x += draw(x.shape[-1], name="output")(y)
-        x = normed(x, self.norm, bias=self.bias, name="norm")
+        if self.pooled and not self.each:
+            x = norm(global_average_pool(x), name="norm")
+            return Biased(draw(self.num_classes, parent=None), nn.initializers.zeros, name="dense")(x)
+        x = norm(x, name="norm")
         scores = Scored(self.num_classes, name="dense")(x if self.each else global_average_pool(x))
         return scores if self.each else scores.whole()
 
@@ -114,7 +125,8 @@ def classifier(units: Sequence[nn.Module], task: Task, **options: Any) -> nn.Mod
       **options: of :class:`Unembedding`.
     """
     if norm := getattr(units[-1], "norms", ""):
-        return Unembedding(task.num_classes, norm, units[-1].bias, task.each, **options)
+        own = {name: getattr(units[-1], name) for name in ("epsilon", "pooled") if hasattr(units[-1], name)}
+        return Unembedding(task.num_classes, norm, units[-1].bias, task.each, **own, **options)
     return Classifier(task.num_classes, task.each)
 
 

@@ -151,11 +151,13 @@ def dense(x: Float[Array, "b f"], features: int, *, use_bias: bool = True, name:
     return (Biased(layer(parent=None), bias_init, name=name) if use_bias else layer(name=name))(x)
 
 
-def normed(x: Float[Array, "b ... f"], kind: str, *, bias: bool = False, name: str) -> Float[Array, "b ... f"]:
+def normed(
+    x: Float[Array, "b ... f"], kind: str, *, bias: bool = False, epsilon: float = EPSILON, name: str
+) -> Float[Array, "b ... f"]:
     """A norm over features, as transformers have it: ``layer`` (mean and deviation) or ``rms``."""
     if kind == "rms":
-        return nn.RMSNorm(epsilon=EPSILON, name=name)(x)
-    return nn.LayerNorm(epsilon=EPSILON, use_bias=bias, name=name)(x)
+        return nn.RMSNorm(epsilon=epsilon, name=name)(x)
+    return nn.LayerNorm(epsilon=epsilon, use_bias=bias, name=name)(x)
 
 
 def global_average_pool(x: Float[Array, "b ... c"]) -> Float[Array, "b c"]:

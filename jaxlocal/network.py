@@ -130,6 +130,11 @@ def activations(units: Sequence[nn.Module], x: Any) -> tuple[float, ...]:
     return tuple(counts)
 
 
+def kind_of(unit: nn.Module) -> str:
+    """What a unit is called where networks are shown: its field ``described``, if it wraps another, else its class."""
+    return getattr(unit, "described", type(unit).__name__)
+
+
 def strides_of(unit: nn.Module) -> int:
     """By what factor a unit lowers the resolution of its input (1 if it does not say)."""
     return getattr(unit, "strides", 1)
@@ -144,7 +149,7 @@ def with_strides(unit: nn.Module, strides: int) -> nn.Module:
     if hasattr(unit, "strides"):
         return unit.clone(strides=strides)
     if strides != 1:
-        raise ValueError(f"a stride of {strides} is asked of {type(unit).__name__}, which has no field `strides`")
+        raise ValueError(f"a stride of {strides} is asked of {kind_of(unit)}, which has no field `strides`")
     return unit.clone()
 
 
@@ -157,5 +162,5 @@ def with_width(unit: nn.Module, width: float) -> nn.Module:
     if width == 1:
         return unit.clone()
     if not hasattr(unit, "features"):
-        raise ValueError(f"a width of {width} is asked of {type(unit).__name__}, which has no field `features`")
+        raise ValueError(f"a width of {width} is asked of {kind_of(unit)}, which has no field `features`")
     return unit.clone(features=scaled(unit.features, width))

@@ -22,6 +22,7 @@ Key = jax.Array
 
 EMA = "ema"  # averages that follow other tensors: they change, but no gradient is taken for them
 RUNNING = "batch_stats"  # the only collection that a forward pass may change, but for
+FIXED = "fixed"  # what neither trains nor runs along
 CACHE = "cache"  # what positions leave to later ones: within :func:`caching`, and in no state of a run
 
 _caching: ContextVar[bool] = ContextVar("caching", default=False)

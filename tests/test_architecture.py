@@ -15,7 +15,7 @@ LAYERS = [
     ("axis", "convolution", "guard", "target", "variables"),
     ("network", "losses", "layers", "diffusion"),
     ("scores", "task"),
-    ("heads", "models", "objective"),
+    ("bridge", "heads", "models", "objective", "sequential"),
     ("feed", "data", "unembedding"),
     ("rule",),
     ("block",),

@@ -128,7 +128,7 @@ def test_reference_weights_come_to_where_parity_puts_them(rule, tmp_path):
     config = smoke(rule, {"name": "resnet", "depth": 8, "width": 4})
     experiment = build(config)
     state = experiment.init()
-    layout, tensors, expected = Layout(1), {}, []
+    layout, tensors, expected = Layout((1, 1, 1)), {}, []
     for i, (block, first) in enumerate(zip(state.blocks, (0, *experiment.network.cuts), strict=True)):
         n, last = len(experiment.blocks[i].units), i == len(state.blocks) - 1
         names = dict(layout.names(block.variables, i, first, n, is_last=last))

@@ -1,12 +1,15 @@
-"""Rules and models written as calls: ``man(dgl, decay=0.9)``."""
+"""Rules and models written as calls: ``man(dgl, decay=0.9)``, or ``package.module:function(width=2)``."""
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError
+
+_IMPORTED = re.compile(r"\b(?:\w+\.)*\w+:\w+(?=\s*(?:[(,)]|$))")
 
 
 def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
@@ -23,16 +26,23 @@ def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> d
     Raises:
       UserError: if it is not a list of calls, or names one twice.
     """
+    imported: dict[str, str] = {}  # package.module:function, by an identifier that stands for it
+
+    def hide(match: re.Match[str]) -> str:
+        imported[hidden := f"imported_{len(imported)}_"] = match[0]
+        return hidden
 
     def spec(node: ast.expr) -> dict[str, Any]:
         if isinstance(node, ast.Name):
-            return dict(own) if own and node.id == own["name"] else {"name": node.id}
+            name = imported.get(node.id, node.id)
+            return dict(own) if own and name == own["name"] else {"name": name}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) > 1:
             raise ValueError(f"{ast.unparse(node)!r} is not a call")
         given = {str(keyword.arg): literal(keyword) for keyword in node.keywords}
         if given.keys() & {"name", "rule", "None"}:
             raise ValueError(f"{ast.unparse(node)!r} gives the rule it wraps, or its own name, as a keyword")
-        return {"name": node.func.id, **({"rule": spec(node.args[0])} if node.args else {}), **given}
+        name = imported.get(node.func.id, node.func.id)
+        return {"name": name, **({"rule": spec(node.args[0])} if node.args else {}), **given}
 
     def literal(keyword: ast.keyword) -> Any:
         try:
@@ -41,9 +51,12 @@ def parse_calls(text: str, flag: str, own: Mapping[str, Any] | None = None) -> d
             raise ValueError(f"{ast.unparse(keyword)} is no number, truth value, tuple or quoted string") from None
 
     try:
-        nodes = ast.parse(f"({text},)", mode="eval").body
+        nodes = ast.parse(f"({_IMPORTED.sub(hide, text)},)", mode="eval").body
         assert isinstance(nodes, ast.Tuple)
-        calls = [(ast.unparse(node), spec(node)) for node in nodes.elts]
+        calls = [
+            (re.sub(r"imported_\d+_", lambda match: imported[match[0]], ast.unparse(node)), spec(node))
+            for node in nodes.elts
+        ]
     except (SyntaxError, ValueError) as error:
         raise UserError(
             f"--{flag}={text}: write calls with commas between, as auglocal,man(dgl),predsim(width=2) ({error})"

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import safe_open
+
 from experiments.app.errors import NotSavedError, UserError
 
 
@@ -105,3 +108,9 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def load_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, bfloat16 among them, which ``safetensors.numpy.load_file`` does not know."""
+    with safe_open(str(path), framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)

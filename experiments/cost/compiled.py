@@ -13,6 +13,7 @@ from jaxlocal.block import Block
 from jaxlocal.executors import Cost, OneDevice, Program, accelerator, cost_of, streamed
 from jaxlocal.executors.cost import Analysis
 from jaxlocal.feed import chain
+from jaxlocal.network import kind_of
 from jaxlocal.objective import Batch, Carry, ObjectiveOut, headless, no_sync
 from jaxlocal.variables import Key, Variables, abstract, nbytes, pick, size
 
@@ -129,7 +130,7 @@ def unit_costs(experiment: Experiment, cutter: Cutter) -> tuple[UnitCost, ...]:
         same = (block, carry.shape, carry.dtype)
         if same not in known:
             cost, out = _cost(experiment, block, carry, batch, optimizer)
-            known[same] = UnitCost(type(unit).__name__, out.shape[1:], *cost), abstract(out)
+            known[same] = UnitCost(kind_of(unit), out.shape[1:], *cost), abstract(out)
         found.append(known[same][0])
         carry = known[same][1]
     return tuple(found)

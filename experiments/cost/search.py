@@ -13,7 +13,7 @@ from experiments.cost.cutter import Cutter
 from experiments.recipe.build import build, changed, rebuilt
 from experiments.recipe.experiment import Experiment
 from experiments.recipe.fields import parse_memory
-from experiments.recipe.registry import RULES, make_rule
+from experiments.recipe.registry import RULES, make_rule, named
 from jaxlocal import data
 from jaxlocal.executors import MIB
 
@@ -155,7 +155,7 @@ def widened(experiment: Experiment, flops: float) -> Experiment:
     """
     rule = experiment.config.rule.to_dict()
     leaf = innermost(rule)
-    if "width" not in inspect.signature(RULES[leaf["name"]]).parameters:
+    if "width" not in inspect.signature(named("rule", RULES, leaf["name"])).parameters:
         return experiment
     if abs(lowered_flops(experiment) / flops - 1) < 0.005:
         return experiment  # it takes as many already

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from experiments.app.errors import UserError
+from experiments.app.files import load_safetensors
 from experiments.drawing.tables import aligned
 from experiments.recipe.experiment import Blocks, classifier_of
 from experiments.training.metrics import metrics_of
@@ -40,8 +41,7 @@ def load(directory: Path) -> dict[str, Variables]:
       UserError: if there is none, or it is damaged.
     """
     try:
-        with safe_open(str(directory / WEIGHTS), framework="numpy") as file:
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        flat = load_safetensors(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"no exported network in {directory}: {error}") from error
     return traverse_util.unflatten_dict(flat, sep=".")

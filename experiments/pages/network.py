@@ -17,6 +17,7 @@ from jaxlocal.block import Block
 from jaxlocal.executors import MIB
 from jaxlocal.heads import Units
 from jaxlocal.layers import Biased
+from jaxlocal.network import kind_of
 from jaxlocal.objective import Batch, Carry
 from jaxlocal.rules.auglocal import select_units
 from jaxlocal.rules.man import MomentumAuxiliary
@@ -76,7 +77,7 @@ def blocks_of(experiment: Experiment) -> tuple[Shown, ...]:
             nested = {collection: {"unit_0": tree} for collection, tree in own.items()}
             carry, _ = jax.eval_shape(functools.partial(block_lib.forward, alone, train=True), nested, carry, state.key)
             parameters = size([tree for collection, tree in own.items() if collection != RUNNING])
-            units.append(Part(type(unit).__name__, _shape(carry), parameters))
+            units.append(Part(kind_of(unit), _shape(carry), parameters))
         first = found[-1].first + len(found[-1].units) if found else 0
         last, total = first + len(units) - 1, len(experiment.network.units)
         heads = _heads(block, variables, carry, batch, state.key, last, total)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -40,6 +41,11 @@ def build(config: ConfigDict | FrozenConfigDict, dataset: data.Input | None = No
         return dataset.prototypes()
 
     units = make("model", MODELS, config.model, **({"prototypes": prototypes} if config.model.name == "noprop" else {}))
+    if not isinstance(units, tuple) or not units or not all(isinstance(unit, nn.Module) for unit in units):
+        raise UserError(
+            f"model {config.model.name} returns a {type(units).__name__}: a tuple of units is expected, Linen modules; "
+            "jaxlocal.sequential.units_of cuts a Sequential, jaxlocal.bridge.nnx_unit takes a module of NNX"
+        )
     rule = make_rule(config.rule)
     trains = innermost(config.rule)["name"]
     known = [name for name in RULES if name == "backprop" or name.startswith("noprop")]

@@ -9,10 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.app.errors import one_of
 from experiments.configs import common
 from experiments.recipe.experiment import Experiment
-from experiments.recipe.registry import MODELS, make
+from experiments.recipe.registry import MODELS, make, named
 from jaxlocal import data
 from jaxlocal.objective import Batch
 
@@ -35,7 +34,7 @@ def windows_of(model: Mapping[str, Any]) -> Windows | None:
     Raises:
       UserError: if there is no such model, or it reads tokens and a parameter is wrong.
     """
-    if "vocabulary" not in inspect.signature(MODELS[one_of("model", model["name"], tuple(MODELS))]).parameters:
+    if "vocabulary" not in inspect.signature(named("model", MODELS, model["name"])).parameters:
         return None
     first = make("model", MODELS, model)[0]
     return Windows(first.context, first.vocabulary)

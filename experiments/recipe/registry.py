@@ -1,6 +1,7 @@
 """Rules, models and optimizers by name, and how a config's ``{name: ..., **parameters}`` becomes one."""
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.app.errors import UserError, one_of, user_input
+from experiments.app.errors import UserError, one_line, one_of, user_input
 from jaxlocal import data, models, optimizers, rules
 from jaxlocal.executors import fused, pipelined, streamed
 from jaxlocal.rule import Rule
@@ -27,14 +28,35 @@ EXECUTORS: dict[str, Any] = {
 }
 
 
+def named(kind: str, table: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
+    """The function ``table[name]``, or for a name such as ``package.module:function`` the one that is there.
+
+    Raises:
+      UserError: if the name is not known, or cannot be imported.
+    """
+    module, colon, function = str(name).partition(":")
+    if not colon:
+        return table[one_of(kind, name, tuple(table))]
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the module raises
+        raise UserError(
+            f"{kind} {name!r} cannot be imported ({one_line(error)}): write package.module:function, of a module in "
+            "the directory where the program is started, or on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise UserError(f"{kind} {name!r} is a {type(found).__name__}: give a function")
+    return found
+
+
 def make(kind: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any], **given: Any) -> Any:
-    """Calls ``table[spec['name']]`` with the other entries of ``spec``, and ``given``.
+    """Calls what ``spec['name']`` names, as in :func:`named`, with the other entries of ``spec``, and ``given``.
 
     Raises:
       UserError: if the name or a parameter is not known, or the function rejects a value.
     """
     parameters = {key: value for key, value in spec.items() if key != "name"}
-    function = table[one_of(kind, spec["name"], tuple(table))]
+    function = named(kind, table, spec["name"])
     signature = inspect.signature(function).parameters
     for name in given:
         if name not in signature:
@@ -74,7 +96,7 @@ def make_rule(spec: Mapping[str, Any]) -> Rule:
       UserError: as :func:`make`, or if the rule that is to be wrapped is missing.
     """
     inner = {key: value for key, value in spec.items() if key != "rule"}
-    function = RULES[one_of("rule", spec["name"], tuple(RULES))]
+    function = named("rule", RULES, spec["name"])
     if "rule" not in inspect.signature(function).parameters:
         return make("rule", RULES, spec)
     if not isinstance(spec.get("rule"), Mapping | ConfigDict) or "name" not in spec["rule"]:

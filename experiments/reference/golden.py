@@ -49,7 +49,7 @@ def _infopro(golden: Mapping[str, Any]) -> Rule:
 def _infopro_under_man(golden: Mapping[str, Any]) -> Rule:
     """MAN's code interpolates on the number of the stage that the next unit belongs to."""
     depth = _depth(golden)
-    layout = Layout((depth - 2) // 6)
+    layout = Layout(((depth - 2) // 6,) * 3)
     ratios = [
         layout.stage_and_layer(layout.unit(*after) + 1)[0] / max(1, golden["K"] - 2)
         for after in golden["cut_after"][:-1]
@@ -112,7 +112,7 @@ def build(golden: Mapping[str, Any]) -> Built:
     if golden["rule"] not in RULES:
         raise UserError(f"golden file of rule {golden['rule']!r}: served are {', '.join(RULES)}")
     output = "fc64" if "fc64.weight" in shapes_of(golden) else "fc"
-    layout = Layout((depth - 2) // 6, output, golden.get("stem_head", False))
+    layout = Layout(((depth - 2) // 6,) * 3, output, golden.get("stem_head", False))
     observed = cuts_of(golden, layout)
     # AugLocal's file lists the blocks that are left; the rule itself drops the last d of K - 1 cuts.
     cuts = tuple(range(1, golden["K"])) if golden["rule"] == "AugLocal" else observed

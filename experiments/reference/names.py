@@ -5,6 +5,8 @@ The one table between the two worlds. A *reference name* is a key of the authors
 instance ``('params', 'unit_0', 'conv1', 'kernel')``.
 """
 
+import bisect
+import itertools
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,8 @@ RESIDUAL_UNIT = {
     "bn1": "bn1",
     "conv2": "conv2",
     "bn2": "bn2",
+    "conv3": "conv3",
+    "bn3": "bn3",
     "proj_conv": "downsample.0",
     "proj_bn": "downsample.1",
 }
@@ -44,6 +48,14 @@ TRANSFORMER_LAYER = {
     "norm2": "ln_2",
     "hidden": "mlp.c_fc",
     "output": "mlp.c_proj",
+}
+TIMM_LAYER = {
+    "norm1": "norm1",
+    "qkv": "attn.qkv",
+    "projection": "attn.proj",
+    "norm2": "norm2",
+    "hidden": "mlp.fc1",
+    "output": "mlp.fc2",
 }
 EMBEDDING = {"tokens": "wte", "positions": "wpe"}
 # Heads of objectives with several terms: term -> (module there, its submodules).
@@ -67,17 +79,22 @@ def units_head(names: set[str]) -> dict[str, str]:
 
 
 class Layout(NamedTuple):
-    """How the authors' residual network is laid out.
+    """How the authors' residual network is laid out, and torchvision's, which has no auxiliary heads.
 
     Attributes:
-      per_stage: residual units in each of the three stages.
+      stages: residual units in each stage.
       output: name of the final classifier.
       stem_head: whether the first block is the stem under a MAN auxiliary of its own name.
     """
 
-    per_stage: int
+    stages: tuple[int, ...]
     output: str = "fc"
     stem_head: bool = False
+
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """The tensors that class scores come from."""
+        return f"{self.output}.weight", f"{self.output}.bias"
 
     def prefix(self, unit: int) -> str:
         """Unit 0 is the stem, whose tensors have no prefix; the others are ``layer{stage}.{i}.``."""
@@ -85,12 +102,16 @@ class Layout(NamedTuple):
         return f"layer{stage}.{i}." if stage else ""
 
     def stage_and_layer(self, unit: int) -> tuple[int, int]:
-        """How the reference counts units: the stem is (0, 0), then stages 1, 2, 3."""
-        return (0, 0) if unit == 0 else ((unit - 1) // self.per_stage + 1, (unit - 1) % self.per_stage)
+        """How the reference counts units: the stem is (0, 0), then stages 1, 2, 3 ..."""
+        if unit == 0:
+            return 0, 0
+        ends = list(itertools.accumulate(self.stages))
+        stage = bisect.bisect_left(ends, unit)
+        return stage + 1, unit - 1 - (0, *ends)[stage]
 
     def unit(self, stage: int, layer: int) -> int:
         """The inverse of :meth:`stage_and_layer`."""
-        return 0 if stage == 0 else (stage - 1) * self.per_stage + layer + 1
+        return 0 if stage == 0 else sum(self.stages[: stage - 1]) + layer + 1
 
     def auxiliary(self, kind: str, block: int) -> str:
         """MAN's module ``kind`` of a block: numbered, the stem's apart."""
@@ -136,7 +157,13 @@ def _dotted(table: Mapping[str, str], modules: list[str], leaf: str) -> str:
 
 
 class GptLayout(NamedTuple):
-    """How nanoGPT names the tensors of a transformer, and golden files those of auxiliary heads."""
+    """How nanoGPT names the tensors of a transformer, and golden files those of auxiliary heads.
+
+    Attributes:
+      classifier: none that could be left out: what reads a vocabulary also puts it out.
+    """
+
+    classifier: tuple[str, ...] = ()
 
     def names(
         self, variables: Variables, block: int, first_unit: int, num_units: int, *, is_last: bool
@@ -159,6 +186,37 @@ class GptLayout(NamedTuple):
                 unit = first_unit + int(part.removeprefix("unit_"))
                 layer = f"transformer.h.{unit - 1}.{TRANSFORMER_LAYER[modules[0]]}"
             yield path, f"{layer}.{LEAF.get(leaf, 'weight')}"
+
+
+class VitLayout(NamedTuple):
+    """How timm names the tensors of a vision transformer.
+
+    Attributes:
+      norm: the one at the end, ``fc_norm`` behind the mean of the patches, ``norm`` in front of it.
+      classifier: the tensors that class scores come from.
+    """
+
+    norm: str
+    classifier: tuple[str, ...] = ("head.weight", "head.bias")
+
+    def names(
+        self, variables: Variables, block: int, first_unit: int, num_units: int, *, is_last: bool
+    ) -> Iterator[tuple[Path, str]]:
+        """As :meth:`Layout.names`; auxiliary heads have none."""
+        del block, num_units
+        for path in traverse_util.flatten_dict(dict(variables)):
+            part, *modules, leaf = path[1:]
+            if part == "head":
+                layer = {"norm": self.norm, "dense": "head"}[modules[0] if is_last else "an auxiliary head"]
+            elif leaf == "positions":
+                yield path, "pos_embed"
+                continue
+            elif modules[0] == "patches":
+                layer = "patch_embed.proj"
+            else:
+                unit = first_unit + int(part.removeprefix("unit_"))
+                layer = f"blocks.{unit - 1}.{TIMM_LAYER[modules[0]]}"
+            yield path, f"{layer}.{LEAF[leaf]}"
 
 
 def to_reference(x: np.ndarray, path: Path = ()) -> np.ndarray:

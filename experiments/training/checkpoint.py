@@ -249,7 +249,9 @@ def checksum(state: TrainState) -> int:
     """CRC-32 of all tensors of a state, in the order of its tree."""
     crc = 0
     for leaf in jax.tree.leaves(state):
-        crc = zlib.crc32(np.ascontiguousarray(plain(leaf)).data, crc)
+        crc = zlib.crc32(
+            np.ascontiguousarray(plain(leaf)).view(np.uint8).data, crc
+        )  # Python's buffers know no bfloat16
     return crc
 
 

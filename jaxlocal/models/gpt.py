@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
-from jaxlocal.layers import Biased, normed
+from jaxlocal.layers import EPSILON, Biased, normed
 from jaxlocal.target import target
 from jaxlocal.variables import CACHE, is_caching
 
@@ -67,6 +67,8 @@ class Layer(nn.Module):
       causal: whether a position sees none that come after it.
       approximate: whether GELU is its approximation by tanh.
       dropout: rate, behind both.
+      epsilon: of the norms.
+      pooled: what the network's end is to do (:class:`jaxlocal.heads.Unembedding`).
     """
 
     heads: int
@@ -78,12 +80,15 @@ class Layer(nn.Module):
     causal: bool = True
     approximate: bool = False
     dropout: float = 0.0
+    epsilon: float = EPSILON
+    pooled: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... f"], *, train: bool) -> Float[Array, "b ... f"]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x += drop(self._attention(normed(x, self.norms, bias=self.bias, name="norm1")))
-        return x + drop(self._perceptron(normed(x, self.norms, bias=self.bias, name="norm2")))
+        norm = functools.partial(normed, kind=self.norms, bias=self.bias, epsilon=self.epsilon)
+        x += drop(self._attention(norm(x, name="norm1")))
+        return x + drop(self._perceptron(norm(x, name="norm2")))
 
     def _attention(self, x: Array) -> Array:
         features = x.shape[-1]

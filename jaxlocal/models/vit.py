@@ -4,7 +4,7 @@ import flax.linen as nn
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from jaxlocal.layers import spread
+from jaxlocal.layers import EPSILON, spread
 from jaxlocal.models.gpt import DEVIATION, Layer
 
 
@@ -42,6 +42,8 @@ def vit(
     bias: bool = False,
     norm: str = "layer",
     dropout: float = 0.0,
+    epsilon: float = EPSILON,
+    pooled: bool = False,
 ) -> tuple[nn.Module, ...]:
     """Images ``[b, h, w, c]`` to a grid ``[b, h / patch, w / patch, features]``: unit 0 embeds, each other is a layer.
 
@@ -56,16 +58,19 @@ def vit(
       bias: of the layers' dense layers and norms; what is added to patches is their positions' part.
       norm: ``layer`` or ``rms``.
       dropout: rate.
+      epsilon: of the norms; timm's have 1e-6.
+      pooled: whether the norm at the end is of the patches' mean, and the classifier behind it has a bias (timm's
+        ``global_pool='avg'``).
 
     Raises:
       ValueError: if a number is out of range, heads do not divide the features, or the norm is not known.
     """
-    if min(patch, layers, heads, features) < 1 or features % heads or not 0 <= dropout < 1:
+    if min(patch, layers, heads, features) < 1 or features % heads or not 0 <= dropout < 1 or epsilon <= 0:
         raise ValueError(
-            f"patch {patch}, layers {layers}, heads {heads}, features {features}, dropout {dropout}: give 1 or more, "
-            "features that the heads divide, and a rate of 0 or more, below 1"
+            f"patch {patch}, layers {layers}, heads {heads}, features {features}, dropout {dropout}, epsilon "
+            f"{epsilon}: give 1 or more, features that the heads divide, a rate of 0 or more, below 1, and more than 0"
         )
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm {norm!r}: choose layer or rms")
-    layer = Layer(heads, layers, norm, bias, causal=False, dropout=dropout)
+    layer = Layer(heads, layers, norm, bias, causal=False, dropout=dropout, epsilon=epsilon, pooled=pooled)
     return Patches(features, patch, dropout), *(layer.clone() for _ in range(layers))

@@ -24,9 +24,9 @@ from jaxlocal.network import Network
 from jaxlocal.objective import no_sync
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
-from jaxlocal.variables import CACHE, Variables, alike, is_caching
+from jaxlocal.variables import CACHE, FIXED, Variables, alike, is_caching
 
-FIXED, TRAINED = "fixed", "trained"
+TRAINED = "trained"
 
 
 class Adapted(nn.Module):

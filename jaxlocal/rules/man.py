@@ -26,7 +26,7 @@ from jaxlocal.network import Network
 from jaxlocal.objective import Sync, no_sync, same_for_equal_arguments, through
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
-from jaxlocal.variables import CACHE, EMA, RUNNING, Variables, is_caching
+from jaxlocal.variables import CACHE, EMA, FIXED, RUNNING, Variables, is_caching
 
 
 class MomentumAuxiliary(nn.Module):
@@ -53,6 +53,8 @@ class MomentumAuxiliary(nn.Module):
         changing = [RUNNING, CACHE] if is_caching(self) else [RUNNING]
         of = {"params": self.variable(EMA, "average", lambda: fresh["params"])}
         of |= {name: self.variable(name, "average", lambda: fresh.get(RUNNING, {})) for name in changing}
+        if FIXED in fresh or self.has_variable(FIXED, "average"):
+            of[FIXED] = self.variable(FIXED, "average", lambda: fresh[FIXED])
         rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
         y, mutated = unit.apply({c: v.value for c, v in of.items()}, x, train=train, rngs=rngs, mutable=changing)
         for name in changing:
