@@ -73,7 +73,7 @@ class EachPass(nn.Module):
         return carry._replace(x=_of_each(self.unit, carry.x, train))
 
 
-class Doubting(nn.Module):
+class NegativeUnit(nn.Module):
     """The first unit, which makes the wrong label's pass in training: of a label that is drawn by what it believes.
 
     Its input then has the passes under the true and the neutral label. The true one is never drawn, others in

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxlocal import losses
 from jaxlocal.feed import Feed
 from jaxlocal.layers import in_float32
-from jaxlocal.models.forward_forward import Doubting, EachPass, Passes, Softmax, normalised
+from jaxlocal.models.forward_forward import EachPass, NegativeUnit, Passes, Softmax, normalised
 from jaxlocal.models.mlp import DenseUnit
 from jaxlocal.network import Network
 from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, readout, weighted_sum
@@ -105,7 +105,7 @@ def forward_forward(
                 "forward_forward: give an mlp without batch norm, which would fix the goodness, in 2 blocks or more"
             )
         first, *others = network.units
-        start = Doubting(first, k) if beliefs else EachPass(first)
+        start = NegativeUnit(first, k) if beliefs else EachPass(first)
         contrast = _contrast(task, k, threshold, total)
         terms = {"goodness": (1.0, contrast), "softmax": (1.0, readout(Softmax(k), task.loss))}
         last = weighted_sum(**{name: terms[name] for name in sorted(terms, key=lambda name: name != prediction)})
