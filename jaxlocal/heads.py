@@ -225,10 +225,11 @@ class ConvStd(nn.Module):
     """What PredSim compares (Nokland and Eidnes 2019): a 3x3 convolution's deviation over space.
 
     Returns ``[b, d]``: the standard deviation of each of the convolution's channels over
-    the pixels, or the output itself where there is but one pixel.
+    the pixels, or the output itself where there is but one pixel. The features of a dense block, ``[b, f]``, go
+    through a dense layer without bias in its place.
 
     Attributes:
-      width: of the convolution, relative to the block's output.
+      width: of that layer, relative to the block's output.
     """
 
     width: float = 1.0
@@ -236,8 +237,10 @@ class ConvStd(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b d"]:
         del train
-        x = as_image(x)
-        x = conv(scaled(x.shape[-1], self.width), 3, name="conv")(x)
+        features = scaled(x.shape[-1], self.width)
+        if x.ndim == 2:
+            return dense(x, features, use_bias=False, name="dense")
+        x = conv(features, 3, name="conv")(x)
         return safe_sqrt(jnp.var(x, axis=(1, 2), ddof=1)) if x.shape[1] * x.shape[2] > 1 else flatten(x)
 
 
@@ -249,10 +252,12 @@ class PooledClassifier(nn.Module):
     Attributes:
       num_classes: k.
       features: at most so many are left, unless one pixel has more.
+      zero: whether the dense layer's weights start at zero.
     """
 
     num_classes: int
     features: int = 512
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
@@ -270,7 +275,7 @@ class PooledClassifier(nn.Module):
         padding = [((k * (o - n // k)) // 2,) * 2 for k, o, n in zip(window, out, (h, w), strict=True)]
         total = nn.pool(in_float32(x), 0.0, jax.lax.add, tuple(window), strides=tuple(window), padding=padding)
         mean = (total / float(math.prod(window))).astype(x.dtype)
-        return dense(flatten(mean), self.num_classes, name="dense")
+        return dense(flatten(mean), self.num_classes, zero=self.zero, name="dense")
 
 
 class Units(nn.Module):

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from jaxlocal.convolution import convolve
 from jaxlocal.variables import accumulator
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "sigmoid": nn.sigmoid}
+ACTIVATIONS = {"relu": nn.relu, "leaky_relu": nn.leaky_relu, "tanh": nn.tanh, "sigmoid": nn.sigmoid}  # slope 0.01
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # of batch normalisation, in all of the papers' code
 
@@ -139,14 +139,16 @@ def _convolve() -> Callable[..., Array]:
     return convolve
 
 
-def dense(x: Float[Array, "b f"], features: int, *, use_bias: bool = True, name: str) -> Float[Array, "b g"]:
-    """A dense layer applied to ``x``; the bias' range follows from the number of inputs."""
+def dense(
+    x: Float[Array, "b f"], features: int, *, use_bias: bool = True, zero: bool = False, name: str
+) -> Float[Array, "b g"]:
+    """A dense layer applied to ``x``, its weights zero if asked; the bias' range follows from the number of inputs."""
     bound = 1 / np.sqrt(x.shape[-1])
 
     def bias_init(key: Any, shape: Any, dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    kernel_init = initializers.zeros if zero else initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     layer = functools.partial(nn.Dense, features, use_bias=False, kernel_init=kernel_init)
     return (Biased(layer(parent=None), bias_init, name=name) if use_bias else layer(name=name))(x)
 

@@ -1,5 +1,6 @@
-"""Optimizers and the learning-rate schedule of the papers."""
+"""Optimizers and the learning-rate schedules of the papers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -57,6 +58,16 @@ def warmup_cosine(peak: float, num_steps: int, warmup_steps: int, end: float) ->
         done = jnp.clip((step - warmup_steps) / (num_steps - warmup_steps), 0.0, 1.0)
         cosine = end + 0.5 * (peak - end) * (1 + jnp.cos(jnp.pi * done))
         return jnp.where(step < warmup_steps, peak * (step + 1) / (warmup_steps + 1), cosine)
+
+    return schedule
+
+
+def stepwise(peak: float, milestones: Sequence[int], decay: float) -> optax.Schedule:
+    """The schedule of PredSim's code: the rate is multiplied by ``decay`` from each of these steps on."""
+
+    def schedule(step: Array | int) -> Array:
+        passed = jnp.sum(jnp.asarray(step) >= jnp.asarray(milestones))
+        return peak * decay ** passed.astype(jnp.float32)
 
     return schedule
 

@@ -17,6 +17,7 @@ from jaxlocal.variables import EMA, cast_floating, size, split
 from tests import toy
 
 NOPROP = models.noprop(2, width=0.1)
+MLP = models.mlp((32, 24, 16))
 VIT = models.vit(patch=2, layers=2, heads=2, features=8)
 # name: (rule, blocks on the five-unit network, parameters with heads)
 ROWS = {
@@ -34,6 +35,8 @@ ROWS = {
     "adapt": (toy.on(models.mlp((64, 48), "tanh"), rules.adapt(rules.greedy())), 2, 14164),
     "drtp": (rules.drtp(), 5, 4818),
     "dfa": (rules.dfa(), 1, 4818),
+    "forward_forward": (toy.on(MLP, rules.forward_forward()), 3, 3992),
+    "mono_forward": (rules.mono_forward(), 5, 19368),
     "noprop_dt": (toy.on(NOPROP, rules.noprop_dt(eta=1.0, offset=0.3)), 3, 11408),
     "noprop_ct": (toy.on(NOPROP, rules.noprop_ct(eta=0.1, end=2.0, steps=3)), 1, 7927),
     "noprop_fm": (toy.on(NOPROP, rules.noprop_fm(steps=3)), 1, 7625),

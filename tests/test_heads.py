@@ -66,6 +66,21 @@ def test_conv_std_is_the_unbiased_deviation_over_space():
     np.testing.assert_allclose(got, np.std(np.asarray(y).reshape(2, -1, 6), axis=1, ddof=1), rtol=1e-4)
 
 
+def test_dense_features_go_through_a_dense_layer_without_bias():
+    head, x = ConvStd(width=0.5), X[:, 0, 0]
+    variables = head.init(jax.random.key(1), x, train=False)
+    kernel = np.asarray(variables["params"]["dense"]["kernel"])
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"dense": {"kernel": (6, 3)}}}
+    np.testing.assert_allclose(head.apply(variables, x, train=True), np.asarray(x) @ kernel, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("x", [X, X[:, 0, 0]])
+def test_a_prediction_head_may_start_at_zero(x):
+    params = parameters(PooledClassifier(10, zero=True), x)["dense"]
+    assert not params["kernel"].any()
+    assert params["bias"].all()  # as in the authors' code
+
+
 def test_the_pool_of_predsim_sums_in_float32():
     """Windows of 1024 ones: in bfloat16 their sum would stop at 256."""
     head, x = PooledClassifier(2, features=1), jnp.ones((1, 32, 32, 1), jnp.bfloat16)

@@ -12,7 +12,7 @@ from jaxlocal.heads import Classifier
 from jaxlocal.layers import conv
 from jaxlocal.network import strides_of, with_strides, with_width
 from jaxlocal.task import Task
-from jaxlocal.variables import init_module, size
+from jaxlocal.variables import apply_module, init_module, size
 from tests.test_contract import ROWS
 
 NARROW = {  # every kind of unit at few channels
@@ -66,6 +66,32 @@ def test_convnet_and_mlp_shapes():
     assert x.shape == (2, 2, 2, 8)
     x, _ = through(models.mlp((7, 5)), (4, 4, 1))
     assert x.shape == (2, 5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_norm_stands_between_a_dense_layer_and_leaky_relu(train):
+    unit, x = models.mlp((5,), "leaky_relu", norm=True)[0], jax.random.normal(jax.random.key(0), (16, 8))
+    _, variables = init_module(unit, jax.random.key(1), x)
+    layer = variables["params"]["dense"]
+    y = np.asarray(x) @ layer["kernel"] + layer["bias"]
+    y = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5) if train else y / np.sqrt(1 + 1e-5)
+    found, _ = apply_module(unit, variables, x, jax.random.key(2), train=train)
+    np.testing.assert_allclose(found, np.where(y > 0, y, 0.01 * y), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_between_the_layers_of_an_mlp():
+    first, second = models.mlp((64, 64), dropout=0.25)
+    layer = {"params": {"dense": {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}}}
+    for unit, train, values in ((first, True, {1}), (second, False, {1}), (second, True, {0, np.float32(4 / 3)})):
+        y, _ = apply_module(unit, layer, jnp.ones((32, 64)), jax.random.key(0), train=train)
+        assert set(np.unique(y)) == values
+    assert jnp.mean(y == 0) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 1.0}, {"activation": "gelu"}, {"features": ()}])
+def test_options_of_an_mlp_are_checked(options):
+    with pytest.raises(ValueError, match=r"choose|give"):
+        models.mlp(**options)
 
 
 @cache

@@ -432,6 +432,9 @@ def test_bad_flags_get_one_line(flags, words):
         ({"schedule": "cosine", "duration": "1 epochs"}, r"never reach the learning rate"),
         ({"schedule": "cosine", "duration": "2 epochs"}, r"2 epochs with 2 of warm-up"),
         ({"schedule": "linear"}, r"unknown schedule 'linear'"),
+        ({"schedule": "steps"}, r"milestones '', decay 0.1: write the epochs"),
+        ({"schedule": "steps", "milestones": "8,4"}, r"milestones '8,4'"),
+        ({"schedule": "steps", "milestones": "4", "decay": 0.0}, r"decay 0.0"),
         ({"learning_rate": -1.0}, r"learning_rate -1.0"),
         ({"rule": {"name": "backprop", "depth": 2}}, r"rule backprop takes no parameters, but the config sets 'depth'"),
         ({"rule": {"depth": 2}}, r"config field rule has no name"),
@@ -456,6 +459,14 @@ def test_bad_configs_get_one_line(changes, message):
     with pytest.raises(UserError, match=message) as raised:
         build(digits(**changes))
     assert "\n" not in str(raised.value)
+
+
+def test_the_rate_falls_after_its_milestones():
+    """The first step of the second epoch is the first at a tenth, that of the fourth at a hundredth."""
+    experiment = build(digits(schedule="steps", milestones="1,3", decay=0.1, learning_rate=0.5))
+    steps = experiment.steps_per_epoch * np.arange(5)
+    rates = [float(experiment.schedule(step)) for step in (*steps, *(steps[1:] - 1))]
+    np.testing.assert_allclose(rates, [0.5, 0.05, 0.05, 0.005, 0.005, 0.5, 0.05, 0.05, 0.005], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

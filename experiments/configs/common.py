@@ -24,12 +24,14 @@ def digits() -> ConfigDict:
             "rule": {"name": "backprop"},
             "label_smoothing": 0.0,
             "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
-            "schedule": "cosine",  # the papers', by epochs; or constant; or warmup_cosine, by steps
+            "schedule": "cosine",  # the papers', by epochs; or steps, likewise; or constant; or warmup_cosine, by steps
             "learning_rate": 0.05,
             "warmup_epochs": 2,
             "warmup_start": 0.01,
             "warmup_steps": 0,  # of warmup_cosine
             "learning_rate_end": 0.0,  # likewise
+            "milestones": "",  # of steps: epochs after which the rate falls, as 50,75
+            "decay": 0.1,  # of steps: what it is multiplied by
             "batch_size": 64,
             "accumulate": 1,  # batches whose mean gradient makes one update
             "eval_batch_size": 360,

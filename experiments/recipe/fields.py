@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ from experiments.configs import common
 from experiments.recipe.registry import DTYPES, EXECUTORS, fits
 from jaxlocal import data, losses
 from jaxlocal.network import cut_balanced, cut_evenly, cut_everywhere
-from jaxlocal.optimizers import cosine_with_warmup, warmup_cosine
+from jaxlocal.optimizers import cosine_with_warmup, stepwise, warmup_cosine
 
 ON_DIVERGENCE = ("stop", "skip", "rollback")
 IN_MEMORY = ("auto", "yes", "no")
+_NUMBERS = re.compile(r"\d+(,\d+)*")
 
 
 def plain(config: ConfigDict | FrozenConfigDict) -> ConfigDict:
@@ -83,7 +85,7 @@ def check_fields(config: ConfigDict | FrozenConfigDict) -> None:
 
 def schedule_of(config: FrozenConfigDict, num_steps: int, per_epoch: int) -> optax.Schedule:
     """The learning rate by name; a schedule that cannot train in this duration is refused."""
-    one_of("schedule", config.schedule, ("cosine", "constant", "warmup_cosine"))
+    one_of("schedule", config.schedule, ("cosine", "constant", "steps", "warmup_cosine"))
     if config.learning_rate <= 0 or config.warmup_epochs < 0 or config.warmup_start < 0:
         raise UserError(
             f"learning_rate {config.learning_rate}, warmup_epochs {config.warmup_epochs}, warmup_start "
@@ -91,6 +93,14 @@ def schedule_of(config: FrozenConfigDict, num_steps: int, per_epoch: int) -> opt
         )
     if config.schedule == "constant":
         return optax.constant_schedule(config.learning_rate)
+    if config.schedule == "steps":
+        ends = [int(end) for end in config.milestones.split(",")] if _NUMBERS.fullmatch(config.milestones) else []
+        if not ends or any(a >= b for a, b in pairwise((0, *ends))) or not 0 < config.decay <= 1:
+            raise UserError(
+                f"milestones {config.milestones!r}, decay {config.decay}: write the epochs after which the rate falls, "
+                "1 or more and rising, as 50,75, and what it is multiplied by, above 0, at most 1"
+            )
+        return stepwise(config.learning_rate, [n * per_epoch for n in ends], config.decay)
     if config.schedule == "warmup_cosine":
         warmup, end = config.warmup_steps, config.learning_rate_end
         if not 0 <= warmup < num_steps or not 0 <= end <= config.learning_rate:
@@ -124,7 +134,7 @@ def parse_cuts(text: str, units: tuple[Any, ...]) -> tuple[int, ...] | None:
     if match := re.fullmatch(r"balanced:(\d+)", text):
         cut_balanced([1.0] * len(units), int(match[1]))  # raises if there are not as many units
         return None
-    if re.fullmatch(r"\d+(,\d+)*", text):
+    if _NUMBERS.fullmatch(text):
         return tuple(int(cut) for cut in text.split(","))
     raise ValueError(
         f"{text!r} given; write all, even:K or balanced:K (K blocks), auto:SIZE (of memory, as auto:6GiB), "

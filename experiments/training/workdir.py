@@ -35,6 +35,8 @@ _ADDED = (
     "start_from",
     "warmup_steps",
     "learning_rate_end",
+    "milestones",
+    "decay",
     "tokenizer",
 )
 

@@ -40,7 +40,7 @@ def lenet(
       features: of the convolutions.
       dense: of the dense layers.
       kernel: side of the convolutions, odd.
-      activation: ``relu``, ``tanh`` or ``sigmoid``.
+      activation: a key of :data:`jaxlocal.layers.ACTIVATIONS`.
 
     Raises:
       ValueError: if a kind of layer is missing or has no features, or the activation is not known.

@@ -7,10 +7,12 @@ from jaxlocal.rules.deep_supervision import deep_supervision
 from jaxlocal.rules.dfa import dfa
 from jaxlocal.rules.dgl import dgl
 from jaxlocal.rules.drtp import drtp
+from jaxlocal.rules.forward_forward import forward_forward
 from jaxlocal.rules.greedy import greedy
 from jaxlocal.rules.infopro import infopro
 from jaxlocal.rules.lopt import lopt
 from jaxlocal.rules.man import man
+from jaxlocal.rules.mono_forward import mono_forward
 from jaxlocal.rules.noprop import noprop_dt
 from jaxlocal.rules.noprop_continuous import noprop_ct, noprop_fm
 from jaxlocal.rules.predsim import predsim
@@ -26,10 +28,12 @@ __all__ = [
     "dfa",
     "dgl",
     "drtp",
+    "forward_forward",
     "greedy",
     "infopro",
     "lopt",
     "man",
+    "mono_forward",
     "noprop_ct",
     "noprop_dt",
     "noprop_fm",

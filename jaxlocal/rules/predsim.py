@@ -16,19 +16,29 @@ from jaxtyping import Array, Float
 from jaxlocal.heads import ConvStd, PooledClassifier
 from jaxlocal.losses import similarity_matching
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, feature_objective, readout, weighted_sum
-from jaxlocal.rule import LocalRule, Rule, at_each_cut
+from jaxlocal.objective import Batch, detached, feature_objective, readout, weighted_sum
+from jaxlocal.rule import LocalRule, Rule, output
 from jaxlocal.task import Task
 
 
-def predsim(similarity: float = 0.99, prediction: float = 0.01, features: int = 512, width: float = 1.0) -> Rule:
+def predsim(
+    similarity: float = 0.99,
+    prediction: float = 0.01,
+    features: int = 512,
+    width: float = 1.0,
+    zero: bool = False,
+    last: bool = False,
+) -> Rule:
     """PredSim, or one of its two losses alone where the other's weight is zero.
 
     Args:
       similarity: weight of the similarity-matching loss; 0 leaves its head out ("pred").
       prediction: weight of the prediction loss; 0 leaves its head out ("sim").
       features: at most so many numbers reach the prediction head's dense layer.
-      width: of the similarity head's convolution, relative to the block's output.
+      width: of the similarity head's layer, relative to the block's output.
+      zero: whether the weights of the prediction heads start at zero, as in the authors' code.
+      last: whether the last block minimises them too, and the network's classifier learns by itself, as in that code;
+        else the classifier's loss is all that the last block minimises.
 
     Raises:
       ValueError: if both weights are zero, or one is negative.
@@ -44,9 +54,11 @@ def predsim(similarity: float = 0.99, prediction: float = 0.01, features: int = 
 
         terms = {
             "similarity": (similarity, feature_objective(ConvStd(width), matching)),
-            "prediction": (prediction, readout(PooledClassifier(num_classes, features), task.loss)),
+            "prediction": (prediction, readout(PooledClassifier(num_classes, features, zero), task.loss)),
         }
-        objective = weighted_sum(**{name: term for name, term in terms.items() if term[0] > 0})
-        return network, at_each_cut(network, task, lambda _: objective)
+        local = {name: term for name, term in terms.items() if term[0] > 0}
+        end = output(network, task)
+        end = weighted_sum(output=(1.0, detached(end)), **local) if last else end
+        return network, LocalRule((weighted_sum(**local),) * len(network.cuts) + (end,))
 
     return rule
