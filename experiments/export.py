@@ -17,7 +17,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from experiments.app.errors import UserError
-from experiments.app.files import given_path, saving
+from experiments.app.files import given_path, no_pattern, saving
 from experiments.app.program import data_dir_flag, run
 from experiments.pages.card import WEIGHTS, backbone, card
 from experiments.training.trained import restore
@@ -46,8 +46,8 @@ def main() -> None:
         about = {"format": "jaxlocal", "model": json.dumps(config.model.to_dict()), "step": str(trained.step)}
         (output / WEIGHTS).write_bytes(save({name: np.ascontiguousarray(x) for name, x in flat.items()}, about))
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save((output / "orbax").absolute(), parts)
+            with no_pattern(output.absolute()) as plain, ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(plain / "orbax", parts)
         except ValueError as error:  # of TensorStore
             raise OSError(str(error).splitlines()[0]) from error
         (output / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")

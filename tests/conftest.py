@@ -6,6 +6,7 @@ Programs that the tests start are left as a user has them.
 import gc
 import itertools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,6 +33,11 @@ jax.config.update("jax_disable_most_optimizations", True)  # small programs: mos
 MOST_MAPS = (
     30_000  # of the 65,530 that Linux gives a process by default; beyond these a compiler ends in a segmentation fault
 )
+
+
+def pytest_unconfigure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAXLOCAL_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def given_path(text: str, what: str) -> Path:
             f"{what}={text}: {scheme[1]}:// is no file system: give a directory, where the bucket may be mounted"
         )
     return Path(os.path.expanduser(text))
+
+
+@contextlib.contextmanager
+def no_pattern(directory: Path) -> Iterator[Path]:
+    """Another name of a directory, meanwhile, if its own would be read as a pattern: Orbax and TensorStore do.
+
+    ``run[1]`` would be looked for as ``run1``, and what stands behind a backslash in a directory of its own.
+    """
+    if not re.search(r"[\\*?\[]", str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxlocal-") as temporary:
+        (other := Path(temporary, "link")).symlink_to(directory, target_is_directory=True)
+        yield other
 
 
 def as_directory(name: str) -> str:

@@ -13,7 +13,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from types import CodeType
@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from experiments.app import processes
 from experiments.app.errors import NotSavedError, UserError
+from experiments.app.files import no_pattern
 from jaxlocal.executors import TrainState
 
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE)  # no checkpoint is to blame
@@ -51,8 +52,11 @@ class Checkpoints:
             self._set_aside(step, error)
         processes.together("opened")  # not before what is damaged is gone
         _ignore_reads_given_up()
+        if not read_only and processes.first():
+            (workdir / "checkpoints").mkdir(exist_ok=True)
+        self._held = ExitStack()
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._held.enter_context(no_pattern((workdir / "checkpoints").absolute())),
             options=ocp.CheckpointManagerOptions(
                 read_only=read_only,
                 create=not read_only,
@@ -102,7 +106,7 @@ class Checkpoints:
         Raises:
           UserError: if the checkpoint is damaged or of another network.
         """
-        directory = self._manager.directory / str(step)
+        directory = self._workdir / "checkpoints" / str(step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
@@ -162,7 +166,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with self._saving():
+            with self._held, self._saving():
                 self._manager.close()
 
     @contextmanager
@@ -178,7 +182,7 @@ class Checkpoints:
             last = self._manager.latest_step()
             kept = "no step is saved" if last is None else f"step {last} is intact, and the same command goes on there"
             raise NotSavedError(
-                f"checkpoint in {self._manager.directory} cannot be written: {reason}; {kept}"
+                f"checkpoint in {self._workdir / 'checkpoints'} cannot be written: {reason}; {kept}"
             ) from error
 
     def _set_aside(self, step: int, error: UserError) -> None:
@@ -249,9 +253,8 @@ def checksum(state: TrainState) -> int:
     """CRC-32 of all tensors of a state, in the order of its tree."""
     crc = 0
     for leaf in jax.tree.leaves(state):
-        crc = zlib.crc32(
-            np.ascontiguousarray(plain(leaf)).view(np.uint8).data, crc
-        )  # Python's buffers know no bfloat16
+        of_bytes = np.ascontiguousarray(plain(leaf)).view(np.uint8)  # Python's buffers know no bfloat16
+        crc = zlib.crc32(of_bytes.data, crc)
     return crc
 
 

@@ -33,7 +33,8 @@ class Recorder:
         if processes.first():
             replace_text(path, "".join(json.dumps(line) + "\n" for line in self.history))
         self._file = (path if processes.first() else Path(os.devnull)).open("a", encoding="utf-8")
-        self._events = EventsWriter(str(workdir / "events")) if processes.first() else None
+        suffix = f".{time.time_ns()}"  # two files may begin within the second that they are called after
+        self._events = EventsWriter(str(workdir / "events"), suffix) if processes.first() else None
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later steps of before
 
     def write(self, step: int, split: str, seeds: Sequence[Blocks], **scalars: float) -> None:
