@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,11 @@ from experiments.app.files import as_json, given_path, write_json
 from experiments.app.output import output_may_be_lost
 from experiments.configs import common
 from experiments.recipe.build import build
+from experiments.training.record import Recorder
+from experiments.training.trained import restore
 from experiments.training.workdir import claimed
-from tests.programs import ROOT, assert_one_line_error, program
+from tests.programs import ROOT, assert_one_line_error, program, train
+from tests.test_programs import digits
 
 
 def test_the_home_directory_is_found_as_in_a_shell(monkeypatch, tmp_path):
@@ -109,6 +113,50 @@ def test_where_files_have_no_locks_a_run_trains_with_a_warning(number, monkeypat
     monkeypatch.setattr(fcntl, "flock", lambda file, operation: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
     with pytest.raises(UserError, match="cannot be written: broken"), claimed(tmp_path, config, {}, {}):
         pass
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run\\b", "ru*n?", "ä {a,b} %41#"])
+def test_a_run_in_a_directory_of_any_name_is_restored(name, tmp_path):
+    """Orbax and TensorStore read some names as patterns."""
+    workdir = tmp_path / name
+    results = train(digits(duration="2 steps", eval_every="2 steps"), workdir)
+    found = restore(workdir).with_data()
+    assert (found.step, found.experiment.evaluate(found.state)[0][-1]["loss"]) == (2, results.seeds[0][-1]["loss"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    exported = tmp_path / f"{name} too"
+    assert program("export", f"--workdir={workdir}", f"--output={exported}").returncode == 0
+    assert (exported / "orbax" / "_CHECKPOINT_METADATA").is_file()
+
+
+def test_event_files_of_one_second_are_two(tmp_path):
+    for _ in range(3):
+        Recorder(tmp_path, 0).close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
+
+
+def test_a_home_where_nothing_can_be_written_is_no_reason_to_end(tmp_path):
+    run = ("--config=experiments/configs/auglocal_digits.py:smoke", f"--workdir={tmp_path / 'run'}")
+    done = program("train", *run, "--config.duration=2 steps", HOME="/proc/none", JAXLOCAL_CACHE="")
+    assert done.returncode == 0, done.stderr
+    assert "compilation cache" not in done.stderr
+
+
+def test_the_command_runs_programs_from_anywhere(tmp_path):
+    """Beside a package of the user's that is called as ours, and with configs by name."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("raise SystemExit('not this one')")
+
+    def jaxlocal(*arguments):
+        command = [str(Path(sys.executable).parent / "jaxlocal"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    programs = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
+    assert {line.split()[0] for line in jaxlocal().stdout.splitlines() if line.startswith("  ")} == programs
+    assert_one_line_error(jaxlocal("trian"), "unknown program 'trian': did you mean 'train'?")
+    assert_one_line_error(jaxlocal("show", "--config=auglocal_digts"), "did you mean auglocal_digits.py?")
+    done = jaxlocal("show", "--config=auglocal_digits:smoke")
+    assert done.returncode == 0, done.stderr
+    assert "auglocal" in done.stdout
 
 
 def test_numbers_of_numpy_and_jax_are_numbers_in_a_config():

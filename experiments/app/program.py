@@ -21,6 +21,8 @@ from experiments.app.files import given_path
 from experiments.app.output import discard
 from jaxlocal.data.sources import default_cache_dir
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 
 def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
     """Parses the flags and runs ``main``; a :class:`UserError` ends in one line and its exit code.
@@ -38,7 +40,7 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            return flags.FLAGS([_call_as_dict(argument) for argument in argv])
+            return flags.FLAGS([_config_by_name(_call_as_dict(argument)) for argument in argv])
         except Exception as error:
             said = one_line(error)
             names = (argument.split("=")[0] for argument in argv)
@@ -98,10 +100,17 @@ def data_dir_flag() -> flags.FlagHolder:
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs across runs, small ones too: initialisation compiles many."""
+    """Keeps compiled programs across runs, small ones too: initialisation compiles many. Where nothing can be, none."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # the user's own choice
         return
-    jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    directory = default_cache_dir() / "xla"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(directory, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -113,6 +122,14 @@ def _call_as_dict(argument: str) -> str:
         return argument
     flag, text = match.groups()
     return f"--{flag}={parse_call(text, flag)}"
+
+
+def _config_by_name(argument: str) -> str:
+    """``--config=auglocal_digits:smoke`` is that file of ours, unless a file is called so."""
+    match = re.fullmatch(r"(--?config=)(\w+)(:.*)?", argument)
+    if not match or Path(match[2]).exists() or not (path := CONFIGS / f"{match[2]}.py").is_file():
+        return argument
+    return f"{match[1]}{path}{match[3] or ''}"
 
 
 def config_flag(
@@ -138,10 +155,12 @@ def config_flag(
         try:
             config = holder.value.copy_and_resolve_references()
         except OSError as error:  # a file that is not there is found out only here
-            reason, where = str(error).splitlines()[-1].strip(), Path(__file__).parents[1] / "configs"
-            near = get_close_matches(reason.split("/")[-1].rstrip("'"), [path.name for path in where.glob("*.py")], n=1)
+            reason = str(error).splitlines()[-1].strip()
+            near = get_close_matches(
+                re.split("[/']", reason.rstrip("'"))[-1], [path.name for path in CONFIGS.glob("*_*.py")], n=1
+            )
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"--config: {reason}; {hint}configs are in {where}") from error
+            raise UserError(f"--config: {reason}; {hint}configs are in {CONFIGS}, and go by name") from error
         if runs and config.get("device"):
             raise UserError(
                 f"--config.device={config.device}: programs are compiled for it and cannot run; leave it out, or use "

@@ -66,7 +66,7 @@ def tfds_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d[\w.]*)?", name):
         raise unknown(name)
     for directory in list_data_dirs(given_data_dir=data_dir):  # all that TFDS would look in
-        _check_classes(Path(directory).expanduser() / re.split("[/:]", name)[0])
+        _check_classes(Path(os.path.expanduser(directory)) / re.split("[/:]", name)[0])
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
