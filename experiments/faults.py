@@ -4,6 +4,7 @@ r"""Injects faults into training runs, and holds what they leave against a run t
 
     python -m experiments.faults --kills=50 --limits=20 --workdir=/tmp/faults
     python -m experiments.faults --soak=20000 --workdir=/tmp/soak
+    python -m experiments.faults --nocut --nopoison --around --images=500 --workdir=/tmp/around
     python -m experiments.faults --kills=5 --workdir=/tmp/text \
         --config=experiments/configs/backprop_shakespeare.py:smoke --config.rule=greedy --config.cuts=3
 
@@ -23,12 +24,15 @@ from experiments.app.files import directory, write_json
 from experiments.app.program import config_flag, required_path, run
 from experiments.training.workdir import check
 from experiments.trials.injected import Outcome, cuts, kills, limits, poison, short, small, soak
+from experiments.trials.surroundings import around, mutated
 
 _CONFIG = config_flag("What is trained: a file of experiments/configs.", small)
 _KILLS = flags.DEFINE_integer("kills", 0, "How often a run is killed at a random moment.", lower_bound=0)
 _LIMITS = flags.DEFINE_integer("limits", 0, "How often files may not grow beyond a random limit.", lower_bound=0)
 _CUT = flags.DEFINE_bool("cut", True, "Empty and halve every file of a checkpoint, one after another.")
 _POISON = flags.DEFINE_bool("poison", True, "Make each block's loss NaN at one step.")
+_AROUND = flags.DEFINE_bool("around", False, "Odd directories and machines; signals while nobody reads the output.")
+_IMAGES = flags.DEFINE_integer("images", 0, "How many images are damaged at random, and read.", lower_bound=0)
 _SOAK = flags.DEFINE_integer("soak", 0, "Steps of a long run that is watched.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments and the limits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and summary.json go.")
@@ -58,6 +62,10 @@ def main() -> int:
         note("limits", limits(_LIMITS.value, whole, workdir / "limited", rng))
     if _POISON.value:
         note("poison", poison(config, workdir / "poisoned"))
+    if _AROUND.value:
+        note("around", around(whole, workdir / "around", rng))
+    if _IMAGES.value:
+        note("images", mutated(_IMAGES.value, rng))
     if _SOAK.value:
         note("soak", soak(config, _SOAK.value, workdir / "soak"))
     return int(any(found["lost"] for found in summary.values()))

@@ -19,6 +19,7 @@ from experiments.training.checkpoint import Checkpoints
 from experiments.training.workdir import claimed
 from experiments.trials import injected
 from experiments.trials.injected import Outcome, small
+from experiments.trials.surroundings import mutated
 from jaxlocal.executors import TrainState
 from tests.programs import ROOT, assert_one_line_error, program, train
 
@@ -147,3 +148,10 @@ def test_what_every_evaluation_leaves_behind_is_noticed(tmp_path, monkeypatch):
         finished.set()
         for file in kept:
             os.close(file)
+
+
+@pytest.mark.slow
+def test_images_that_are_damaged_are_read_or_refused_in_one_line():
+    found = mutated(60, random.Random(1))
+    assert found["lost"] == 0, found["faults"]
+    assert min(found["read"], found["refused"]) > 0

@@ -1,11 +1,12 @@
 """One way to read an image, for training, evaluation and predictions alike: bytes in, pixels out."""
 
+import contextlib
 import functools
 import io
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,14 +84,17 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
-def _opened(source: bytes | str | os.PathLike[str]) -> Any:
+@contextlib.contextmanager
+def _opened(source: bytes | str | os.PathLike[str]) -> Iterator[Any]:
     from PIL import Image
 
     Image.init()
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of data around the image that are damaged
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            yield image
 
 
 def _upright(image: Any) -> Any:
