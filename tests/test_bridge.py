@@ -87,6 +87,7 @@ def test_a_rule_trains_nnx_units(name, tmp_path):
     chex.assert_trees_all_equal(executors[0].evaluate(restored, batch), results[0][2])
 
 
+@pytest.mark.slow
 def test_it_computes_in_bfloat16():
     network, local_rule = rules.dgl()(Network(UNITS, cut_everywhere(UNITS)), Task(10))
     executor = fused(make_blocks(network, local_rule), local_rule.feed, toy.OPTIMIZER, dtype=jnp.bfloat16)

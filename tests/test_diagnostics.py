@@ -131,6 +131,7 @@ def test_the_last_block_is_aligned_and_the_others_are_not():
     assert np.all(np.abs(cosines[:-1]) < 0.95)
 
 
+@pytest.mark.slow
 def test_feedback_and_targets_are_held_against_the_true_gradient():
     """Isolation is lifted for it: DFA's, and that of an output layer; the local gradients stay what they are."""
     for rule in (rules.dfa(), rules.tpsgd(), rules.deep_supervision(rules.greedy())):

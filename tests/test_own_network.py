@@ -91,7 +91,9 @@ def config_of(name: str, rule: str = "greedy", **model) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "float16"))]
+)
 @pytest.mark.parametrize("name", ["own_net:linen", "own_net:of_nnx"])
 def test_a_run_of_it_is_restored_as_it_was(name, dtype, tmp_path):
     config = config_of(name, dtype=dtype)

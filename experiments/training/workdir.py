@@ -155,6 +155,7 @@ def _check_data(workdir: Path, before: Any, now: Any) -> None:
         said = {field: x for field, x in json.loads(json.dumps(now)).items() if field in before}
         differing = {field for field, *_ in _differences(before, said, "data")}
         if differing:
+            differing = differing - {"data.fingerprint"} or differing  # which says no more than that they differ
             raise UserError(
                 f"workdir {workdir} holds a run on other data than these ({', '.join(sorted(differing))}): give "
                 "another --workdir, or the data of before to go on"
