@@ -31,7 +31,7 @@ MODELS = {
     "timm_vit_pooled": {**VIT, "pooled": True},
     "timm_vit_features": VIT,
 }
-SLOW = {name: pytest.mark.slow for name in ("torchvision_resnet18", "torchvision_resnet50")}
+SLOW = dict.fromkeys(("torchvision_resnet18", "torchvision_resnet50"), pytest.mark.slow)
 
 
 def golden(name: str) -> dict:
