@@ -15,7 +15,7 @@ demo-short: $(READY)  ## the same in a few steps
 	  --rules=auglocal,backprop --workdir=runs/demo-short
 
 test: $(READY)  ## the suite, but for what is marked slow
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)  ## the rest of it, but for what wants compilers of other devices
 	$(BIN)/python -m pytest -n 2 -m "slow and not devices"

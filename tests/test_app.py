@@ -84,6 +84,7 @@ def test_a_platform_that_is_not_here_is_one_line(platform, tmp_path):
     assert_one_line_error(program("train", *given, JAX_PLATFORMS=platform), f"JAX_PLATFORMS={platform}: ", "give cpu")
 
 
+@pytest.mark.slow
 def test_a_device_whose_memory_is_full_is_one_line(tmp_path):
     given = ("--config=experiments/configs/auglocal_cifar10.py:smoke", f"--workdir={tmp_path / 'run'}")
     done = program("train", *given, "--config.dataset=random_32_10_100000000")  # 300 GB
@@ -115,7 +116,10 @@ def test_where_files_have_no_locks_a_run_trains_with_a_warning(number, monkeypat
         pass
 
 
-@pytest.mark.parametrize("name", ["run[1]", "run\\b", "ru*n?", "ä {a,b} %41#"])
+NAMES = ["run[1]", *(pytest.param(name, marks=pytest.mark.slow) for name in ("run\\b", "ru*n?", "ä {a,b} %41#"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_in_a_directory_of_any_name_is_restored(name, tmp_path):
     """Orbax and TensorStore read some names as patterns."""
     workdir = tmp_path / name
@@ -134,6 +138,7 @@ def test_event_files_of_one_second_are_two(tmp_path):
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_home_where_nothing_can_be_written_is_no_reason_to_end(tmp_path):
     run = ("--config=experiments/configs/auglocal_digits.py:smoke", f"--workdir={tmp_path / 'run'}")
     done = program("train", *run, "--config.duration=2 steps", HOME="/proc/none", JAXLOCAL_CACHE="")
@@ -141,6 +146,7 @@ def test_a_home_where_nothing_can_be_written_is_no_reason_to_end(tmp_path):
     assert "compilation cache" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_runs_programs_from_anywhere(tmp_path):
     """Beside a package of the user's that is called as ours, and with configs by name."""
     (tmp_path / "experiments").mkdir()

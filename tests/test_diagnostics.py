@@ -124,6 +124,7 @@ def test_the_end_to_end_gradient_is_that_of_the_plain_network():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, jax.grad(loss)(params))
 
 
+@pytest.mark.slow
 def test_the_last_block_is_aligned_and_the_others_are_not():
     made = toy.make(rules.dgl())
     cosines = diagnostics.alignment(made.blocks, made.feed, made.state, made.batch, dtype=DTYPE)

@@ -192,6 +192,7 @@ def test_the_peer_is_the_next_block_before_the_step():
     chex.assert_trees_all_equal(adapter, t.state.blocks[1].variables["params"]["unit_0"])
 
 
+@pytest.mark.slow
 def test_frozen_heads_stay_under_weight_decay():
     t = toy.make(toy.composite())
     optimizer = optax.chain(optax.add_decayed_weights(0.5), toy.OPTIMIZER)

@@ -297,6 +297,7 @@ def test_a_set_of_a_known_name_may_have_another_size():
     assert load("digits", image_size=8).fingerprint == load("digits").fingerprint
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ones_own_may_have_any_name(tmp_path):
     """And no run is evaluated on another set than its own, be it of the same name."""
     rng = np.random.default_rng(0)

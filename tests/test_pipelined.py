@@ -42,6 +42,7 @@ def test_stages_compute_what_one_device_does(name):
     assert homes == [{DEVICES[(i > 0) + (i > 2)]} for i in range(len(t.blocks))]
 
 
+@pytest.mark.slow
 def test_runs_twice_to_the_bit():
     """Stages run beside each other, and nothing depends on which is faster."""
     t = toy.make(rules.man(rules.greedy()))

@@ -702,6 +702,7 @@ def test_a_workdir_that_cannot_be_one_ends_in_one_line(tmp_path):
         train(digits(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path):
     flags = [DIGITS, "--config.duration=400 steps", "--config.log_every=1 steps", f"--workdir={tmp_path}"]
     command = [sys.executable, "-m", "experiments.train", *flags]
