@@ -179,6 +179,18 @@ def config(directory, **changes):
     )
 
 
+def test_any_set_may_be_in_memory(directory):
+    """Several seeds, and the recipe of sets that are streamed: random parts, flips, ImageNet's mean and deviation."""
+    experiment = build(config(directory, in_memory="yes", seeds=2))
+    dataset = experiment.dataset
+    assert type(dataset) is data.InMemory
+    assert dataset.treatment == data.augment.STREAMED
+    assert (dataset.num_train, dataset.num_test, dataset.example(1).input.shape) == (TRAIN, VALIDATION, (1, 16, 16, 3))
+    assert len(experiment.seeds) == 2
+    assert build(config(directory, in_memory="yes")).dataset.fingerprint == dataset.fingerprint
+    assert streamed(directory).fingerprint == streamed(directory, workers=1).fingerprint != dataset.fingerprint
+
+
 def checkpoint(workdir, config):
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         return jax.device_get(checkpoints.restore(4, build(config).init()).blocks)

@@ -243,6 +243,8 @@ def test_paths_of_every_kind(tmp_path):
     assert load("images:/somewhere/else", data_dir=str(root)).num_train == 42
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_images_of_many_sizes_are_squares(tmp_path):
     folder(tmp_path)
     for i, path in enumerate(sorted(tmp_path.rglob("*.png"))):
@@ -259,6 +261,9 @@ def test_images_of_many_sizes_are_squares(tmp_path):
     seen = [jax.device_get(next(iter(of.test(ONE_DEVICE, 16)))[1]) for of in (streamed, kept)]
     np.testing.assert_array_equal(seen[0].image, seen[1].image[:16])
     np.testing.assert_allclose(streamed.treatment.mean, kept.treatment.mean, rtol=1e-6)
+    apart = load(f"images:{tmp_path}", image_size=16, in_memory="no", workers=1)
+    by_worker = jax.device_get(next(iter(apart.test(ONE_DEVICE, 16)))[1])
+    np.testing.assert_array_equal(by_worker.image, seen[0].image)
     crops = load(f"images:{tmp_path}", image_size=16, in_memory="no", augment="crops")
     assert crops.box(256, 512) == (16, 144, 240, 368)
 

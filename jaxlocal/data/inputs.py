@@ -136,8 +136,8 @@ class InMemory:
     """A decoded data set: the training split stays on the devices, and a step's data say which examples to take.
 
     Args:
-      dataset: of :func:`jaxlocal.data.load`, noise, or a user's own: of any name. One that has no recipe is normalised
-        by the mean and deviation of its training images.
+      dataset: of :func:`jaxlocal.data.load`, noise, or a user's own: of any name. One that has no recipe, nor a name
+        that is known, is normalised by the mean and deviation of its training images.
       augment: as :func:`jaxlocal.data.augment.treated` takes it.
       mean: likewise.
       std: likewise.
@@ -158,7 +158,7 @@ class InMemory:
         _check(dataset)
         self.task = Task(dataset.num_classes)
         self.num_train, self.num_test = len(dataset.train.label), len(dataset.test.label)
-        known = recipe(dataset.name)
+        known = dataset.recipe or recipe(dataset.name)
         if known is None or len(known.mean) != dataset.train.image.shape[-1]:
             known = derived(dataset.train.image)
         self.treatment = treated(known, augment, mean, std)

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from jaxlocal.data.augment import Recipe
 from jaxlocal.data.images import middle_box
 from jaxlocal.data.prepared import NAMES, TFDS_NAMES, tfds_builder, tfds_records, unknown
-from jaxlocal.data.records import Listed, Records, in_order
+from jaxlocal.data.records import Listed, Records, content, in_order
 
 
 class Split(NamedTuple):
@@ -41,6 +42,7 @@ class Dataset(NamedTuple):
       train: the training split.
       test: the one to evaluate.
       classes: names of the classes, or none.
+      recipe: how images are treated; None for what the name says.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     classes: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
 
 def default_cache_dir() -> Path:
@@ -194,17 +197,15 @@ def in_memory(listed: Listed, image_size: int = 0) -> Dataset:
         n = len(records.source)
         return _kept(name, n, lambda: Split(*in_order(records, range(n), box, *sides)))
 
-    return Dataset(listed.name, len(listed.classes), split(listed.train), split(listed.test), listed.classes)
+    splits = split(listed.train), split(listed.test)
+    return Dataset(listed.name, len(listed.classes), *splits, listed.classes, listed.recipe)
 
 
 def _content(records: Records) -> int:
     """Checksum of all images and labels."""
     checksum = 0
     for index in range(len(records.source)):
-        example = records.source[index]
-        image = example["image"]
-        content = image if isinstance(image, bytes) else Path(image).read_bytes()
-        checksum = zlib.crc32(content + int(example["label"]).to_bytes(4, "little"), checksum)
+        checksum = zlib.crc32(content(records.source[index]), checksum)
     return checksum
 
 
