@@ -46,6 +46,21 @@ TEXTS = (
     "token:x",
     "digits",
 )
+IMAGES = (
+    "random_8_3_16",
+    "random_1_1_1",
+    "random_0_2_9",
+    "rotated_9_digits",
+    "rotated_x_digits",
+    "images:",
+    f"images:{ROOT}",
+    f"images:{ROOT}/docs",
+    f"csv:{ROOT}/README.md",
+    f"csv:{ROOT}",
+    f"arrays:{ROOT}/README.md",
+    "arrays:",
+    "hf:/nonexistent",
+)
 SMALL = {  # of models that would be large; parameters are drawn beside these
     "convnet": {"features": (4, 4), "strides": (1, 2)},
     "gpt": {"layers": 2, "heads": 2, "features": 8, "context": 8},
@@ -92,9 +107,8 @@ def configs(draw) -> ConfigDict:
     if draw(st.integers(0, 2)) == 1:
         config[draw(st.sampled_from([*sorted(config), "lerning_rate"]))] = draw(JUNK)
     if draw(st.integers(0, 9)) == 5:
-        config["dataset"] = draw(
-            st.sampled_from(["random_8_3_16", "random_1_1_1", "random_0_2_9", "rotated_9_digits", "rotated_x_digits"])
-        )
+        config["dataset"] = draw(st.sampled_from(IMAGES))
+        config["augment"] = draw(st.sampled_from(["recipe", "crops", "mild", "shifts", "none", "crop"]))
     if draw(st.integers(0, 49)) == 25:
         del config[draw(st.sampled_from(sorted(config)))]
     return ConfigDict(config)
