@@ -32,6 +32,8 @@ def arrays(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
         raise MissingDataError(f"data set {name}: there is no {path}") from error
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "pickle" in reason:  # of which NumPy says how it would be executed
+            reason = "it is no archive of plain arrays, as np.savez(FILE, image=..., label=...) writes"
         raise ValueError(f"data set {name}: {path} cannot be read: {reason}") from error
 
     def pair(suffix: str) -> tuple[np.ndarray, np.ndarray] | None:
