@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -101,7 +102,41 @@ def test_splits_of_their_own_are_kept(tmp_path):
     numbers(
         tmp_path / "b.npz", train_images=train["x_train"], train_labels=train["y_train"], val_images=train["x_train"]
     )
-    assert load(f"arrays:{tmp_path / 'b.npz'}", batch_size=3).num_test == 3, "no val_labels: a part of those to train"
+    with pytest.raises(UserError, match="it has val_images, and none that belongs to it"):
+        load(f"arrays:{tmp_path / 'b.npz'}", batch_size=3)
+
+
+def test_names_of_splits_are_known_whatever_their_case(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "Training")
+    (tmp_path / "test").rename(tmp_path / "TEST")
+    assert load(f"images:{tmp_path}").classes == NAMES
+
+
+def test_of_a_table_the_test_rows_are_evaluated_where_there_are_others(tmp_path):
+    file = table(tmp_path / "csv")
+    splits = ["train", "train", "val", "test"]
+    lines = [f"{i:03d}.png,{NAMES[i % 3]},{splits[i % 4]}" for i in range(N)]
+    file.write_text("\n".join(["path,label,split", *lines]))
+    assert (load(f"csv:{file}").num_train, load(f"csv:{file}").num_test) == (30, 15)
+
+
+@pytest.mark.parametrize("in_memory", ["yes", "no"])
+def test_some_of_the_test_images_are_of_all_classes(tmp_path, in_memory):
+    folder(tmp_path)
+    dataset = load(f"images:{tmp_path}", eval_examples=9, in_memory=in_memory)
+    (chunk,) = (jax.device_get(data_) for _, data_ in dataset.test(ONE_DEVICE, 9))
+    assert set(augment.decoded(chunk).label.tolist()) == {0, 1, 2}
+
+
+def test_names_that_are_no_text_and_links_are_read(tmp_path):
+    folder(tmp_path / "own")
+    directory = tmp_path / "own" / "train" / "ant"
+    (directory / "009.png").rename(directory / os.fsdecode(b"\xe9.png"))
+    shutil.move(directory, tmp_path / "elsewhere")
+    directory.mkdir()
+    (directory / "more").symlink_to(tmp_path / "elsewhere")
+    assert load(f"images:{tmp_path / 'own'}").num_train == 42
 
 
 def test_images_are_normalised_by_their_own_mean_and_deviation(tmp_path):
@@ -155,6 +190,18 @@ LABELS = np.arange(9) % 3
         ({"image": IMAGES, "label": LABELS * 1000}, "labels go up to 2000, and there are 3"),
         ({"image": IMAGES, "label": np.where(LABELS, np.nan, 0)}, "give whole numbers from 0"),
         ({"image": IMAGES, "label": np.arange(9)}, "class 0 has one example"),
+        ({"image": IMAGES, "label": LABELS * 0}, r"images of one class \(0\)"),
+        ({"image": IMAGES, "label": LABELS + 1}, "class '0' has no training image"),
+        (
+            {"x_train": IMAGES, "y_train": LABELS % 2, "x_test": IMAGES, "y_test": LABELS},
+            "class '2' has no training image",
+        ),
+        (
+            {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES / 255, "y_test": LABELS},
+            "are uint8 and float64: give one",
+        ),
+        ({"image": np.zeros((9, 4, 4, 4), np.uint8), "label": LABELS}, "images have 4 channels"),
+        ({"image": IMAGES + 1.5, "label": LABELS}, "floats up to 1.5, which may be parts of 1 or of 255"),
         ({"image": IMAGES[:0], "label": LABELS[:0]}, "images are uint8 of shape"),
     ],
 )
@@ -205,7 +252,15 @@ def broken_table(text):
         (lambda root: f"images:{table(root)}", "is no directory: give one that has a directory for each class"),
         (lambda root: f"images:{table(root).parent}", "has no directory of images for each class"),
         (broken_folder(lambda root: (root / "train" / "dog").mkdir()), "dog holds no image"),
-        (broken_folder(lambda root: shutil.rmtree(root / "test")), "has train, and none of test, val"),
+        (broken_folder(lambda root: shutil.rmtree(root / "test")), "has train, and no test or val"),
+        (
+            broken_folder(lambda root: (root / "train").rename(root / "fit")),
+            "has test, and no train or training beside it",
+        ),
+        (
+            broken_folder(lambda root: (root / "train" / "bee" / "x.png").symlink_to("/none")),
+            "x.png is a link to a file",
+        ),
         (
             broken_folder(lambda root: shutil.copytree(root / "test" / "ant", root / "test" / "dog")),
             "is of class 'dog'",
@@ -219,6 +274,7 @@ def broken_table(text):
         (broken_table("path,label\n000.png\n"), "line 2: no path, or no label"),
         (broken_table("path,label\n000.png,a\nx.png,b\n"), "line 3: there is no file .*x.png"),
         (broken_table("path,label,split\n000.png,a,maybe\n"), "line 2: split 'maybe': write train or test"),
+        (broken_table("path,label,split\n000.png,a,train\n000.png,a,test\n"), "line 3: .*000.png is in line 2 already"),
         (broken_table("path,label\n000.png,a\n001.png,a\n"), r"images of one class \(a\)"),
         (broken_table("path,label\n000.png,a\n001.png,b\n"), "class a has one example, and no test split"),
     ],
@@ -334,11 +390,13 @@ def test_runs_of_before_go_on_as_they_were(tmp_path):
     """Their configs say whether the recipe augments, and a size that was of streamed sets alone."""
     train(digits(), tmp_path)
     path = tmp_path / "config.json"
-    for augment_, expected in ((True, "recipe"), (False, "none")):
+    for augment_, expected in ((True, "recipe"), (False, "none"), (None, "recipe")):
         record = json.loads(path.read_text())
         for field in ("mean", "std", "split_seed", "in_memory"):
             record["config"].pop(field, None)
         record["config"].update(augment=augment_, image_size=224)
+        if augment_ is None:  # before there was a choice
+            del record["config"]["augment"]
         for field in ("classes", "fingerprint"):
             record["about"]["data"].pop(field, None)
         path.write_text(json.dumps(record))

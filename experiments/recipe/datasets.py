@@ -72,8 +72,9 @@ def _images(config: FrozenConfigDict, name: str, data_dir: str | None) -> data.I
             sizes = {"image_size": config.image_size, "workers": config.workers, "test_examples": config.eval_examples}
             return data.Streamed(listed, **sizes, **options)
         dataset = data.in_memory(listed, config.image_size)
-    if config.eval_examples:
-        dataset = dataset._replace(test=data.Split(*(x[: config.eval_examples] for x in dataset.test)))
+    if n := config.eval_examples:  # of files, whose classes follow each other, evenly apart
+        chosen = slice(n) if data.is_small(name) else data.evenly(len(dataset.test.label), n)
+        dataset = dataset._replace(test=data.Split(*(x[chosen] for x in dataset.test)))
     return data.InMemory(dataset, **options)
 
 

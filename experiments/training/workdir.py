@@ -142,9 +142,14 @@ def differing(recorded: Mapping[str, Any], config: ConfigDict) -> list[tuple[str
 
 def _with_added(recorded: Mapping[str, Any]) -> dict[str, Any]:
     shared = common.digits()
-    if isinstance(recorded.get("augment"), bool):  # a recipe or none; the size was of sets that are streamed alone
+    if isinstance(
+        recorded.get("augment", True), bool
+    ):  # a recipe or none; the size was of sets that are streamed alone
         size = recorded.get("image_size", 224)
-        now = {"augment": "recipe" if recorded["augment"] else "none", "image_size": 0 if size == 224 else size}
+        now = {
+            "augment": "recipe" if recorded.get("augment", True) else "none",
+            "image_size": 0 if size == 224 else size,
+        }
         recorded = {**recorded, **now}
     return {**{name: list(x) if isinstance(x := shared[name], tuple) else x for name in _ADDED}, **recorded}
 

@@ -9,7 +9,7 @@ from jaxlocal.data.order import batch_indices, steps_per_epoch
 from jaxlocal.data.own import is_own, listed
 from jaxlocal.data.prepared import NAMES, OWN, TEXTS, MissingDataError, is_text, tfds_builder, tfds_listed
 from jaxlocal.data.prototypes import prototypes
-from jaxlocal.data.records import Listed
+from jaxlocal.data.records import Listed, evenly
 from jaxlocal.data.sources import Dataset, Split, in_memory, is_small, load, resized
 from jaxlocal.data.stream import Streamed
 from jaxlocal.data.text import Text, Tokenized

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlocal.data.own import TESTS, apart, natural
+from jaxlocal.data.images import unit_of
+from jaxlocal.data.own import TESTS, apart, check_classes, natural
 from jaxlocal.data.prepared import MissingDataError
 from jaxlocal.data.sources import Dataset, Split
 
@@ -45,6 +46,10 @@ def arrays(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
             ]
             keys.append(next((name for name in names if name in found), None))
         image, label = keys
+        if (image is None) != (label is None):
+            raise ValueError(
+                f"data set {name}: it has {image or label}, and none that belongs to it: {', '.join(found)}"
+            )
         return None if image is None or label is None else (found[image], found[label])
 
     train = pair("train") or pair("")
@@ -61,6 +66,7 @@ def arrays(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
     images = _as_bytes(name, *(image for image, _ in given))
     labels, classes = _numbered(name, *(label for _, label in given))
     splits = [Split(image, label) for image, label in zip(images, labels, strict=True)]
+    check_classes(name, classes, labels[0])
     if test is None:
         (whole,) = splits
         chosen = apart(range(len(whole.label)), whole.label.tolist(), seed)
@@ -86,17 +92,25 @@ def _as_bytes(name: str, *splits: np.ndarray) -> list[np.ndarray]:
         if not np.isfinite(x).all():
             raise ValueError(f"data set {name}: an image holds NaN or infinity")
     least, most = min(float(x.min()) for x in splits), max(float(x.max()) for x in splits)
-    kinds = {x.dtype.kind for x in splits}
-    if "f" in kinds or "b" in kinds:
-        scale = 255.0 if most <= 1 else 1.0
+    if len({x.dtype.kind == "f" for x in splits}) > 1:
+        raise ValueError(
+            f"data set {name}: images of the splits are {splits[0].dtype} and {splits[1].dtype}: give one kind"
+        )
+    if splits[0].dtype.kind == "f":
+        scale = 255 / unit_of(most)
+    elif splits[0].dtype == bool:
+        scale = 255.0
     else:
         scale = 255 / 65535 if most > 255 and all(x.dtype == np.uint16 for x in splits) else 1.0
-    if least < 0 or most * scale > 255:
+    if least < 0 or most * scale > 255.001:
         raise ValueError(
             f"data set {name}: images hold {least:g} to {most:g}: give bytes 0..255, floats 0..1, or 16 bits as uint16"
         )
     scaled = (x if scale == 1 and x.dtype == np.uint8 else np.round(x * scale).astype(np.uint8) for x in splits)
-    return [x if x.ndim == 4 else x[..., None] for x in scaled]
+    images = [x if x.ndim == 4 else x[..., None] for x in scaled]
+    if images[0].shape[-1] not in (1, 3):
+        raise ValueError(f"data set {name}: images have {images[0].shape[-1]} channels: give one (grey) or three (RGB)")
+    return images
 
 
 def _numbered(name: str, *labels: np.ndarray) -> tuple[list[np.ndarray], tuple[str, ...]]:

@@ -89,7 +89,7 @@ AUGMENTS: dict[str, dict[str, Any]] = {
 
 def recipe(name: str) -> Recipe | None:
     """The recipe of a data set, turned or not; noise is treated as CIFAR-10, so that it costs as much. Or None."""
-    return _CIFAR if name.startswith("random_") else RECIPES.get(re.sub(r"^rotated_\d+_|:.*", "", name))
+    return _CIFAR if re.fullmatch(r"random(_\d+){3}", name) else RECIPES.get(re.sub(r"^rotated_\d+_|:.*", "", name))
 
 
 def derived(image: UInt8[np.ndarray, "n h w c"]) -> Recipe:

@@ -69,7 +69,7 @@ def look(source: bytes | str | os.PathLike[str]) -> tuple[tuple[int, int], bool]
     try:
         with _opened(source) as image:
             width, height = image.size
-            if _orientation(image) >= 5:
+            if _orientation(image) >= 5 and image.format != "TIFF":  # whose size is that of the upright image
                 width, height = height, width
             return (height, width), image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     except Exception as error:
@@ -122,14 +122,25 @@ def _of_bytes(image: Any, mode: str) -> Any:
         values = np.asarray(image).astype(np.float64)
         if not np.isfinite(values).all() or values.min() < 0:
             raise ValueError("values below 0, or that are no numbers")
-        unit = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255
+        unit = 65535 if image.mode != "F" else unit_of(values.max())
         if values.max() > unit:
             raise ValueError(f"values up to {values.max():g}, more than {unit}")
-        image = Image.fromarray(np.round(values * (255 / unit)).astype(np.uint8))
+        image = Image.fromarray(np.round(np.minimum(values * (255 / unit), 255)).astype(np.uint8))
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
     return image.convert(mode)
+
+
+def unit_of(most: float) -> float:
+    """What floats up to ``most`` count as full: 1, or 255; a little above 1, as of a resampled image, is 1.
+
+    Raises:
+      ValueError: if it can be either.
+    """
+    if 1.01 < most < 2:
+        raise ValueError(f"floats up to {most:g}, which may be parts of 1 or of 255: scale them to 0..1")
+    return max(1.0, most) if most <= 1.01 else 255.0
 
 
 def _reason(error: Exception) -> str:
@@ -147,9 +158,11 @@ def _reason(error: Exception) -> str:
 def middle_box(shape: tuple[int, ...], width: int, height: int) -> Box:
     """The middle of an image of that size, as large as it can be with the sides of ``(h, w, c)``."""
     h, w, _ = shape
-    scale = min(width / w, height / h)
-    left, upper = (width - scale * w) / 2, (height - scale * h) / 2
-    return left, upper, left + scale * w, upper + scale * h
+    if width * h < height * w:  # all of the width; which a product of a quotient might exceed
+        part = width * h / w
+        return 0, (height - part) / 2, width, (height + part) / 2
+    part = height * w / h
+    return (width - part) / 2, 0, (width + part) / 2, height
 
 
 def centre_box(width: int, height: int) -> Box:

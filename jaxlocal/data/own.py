@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from jaxlocal.data import images
 from jaxlocal.data.prepared import OWN, MissingDataError
 from jaxlocal.data.records import Listed, Records, like_all, sampled
 
+TRAINS = ("train", "training")
 TESTS = ("test", "val", "validation", "valid")
 
 
@@ -58,6 +59,8 @@ class Rows(NamedTuple):
         """As :class:`jaxlocal.data.records.Records` takes it."""
         row = self.rows[int(index)]
         image = row[self.image]
+        if image is None:
+            raise images.UnreadableError("it has no image")
         return {"image": image["bytes"] or image["path"], "label": row[self.label]}
 
 
@@ -89,13 +92,12 @@ def listed(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
     if kind == "hf":
         return _hugging_face(name, found, seed)
     splits = _folders(name, found) if kind == "images" else _table(name, found)
-    train, test = splits["train"], splits.get("test")
+    train, test = splits["train"], next((splits[split] for split in TESTS if split in splits), None)
     classes = tuple(sorted({example.label for example in train}, key=natural))
     number = {label: i for i, label in enumerate(classes)}
     if unknown := next((example for example in test or () if example.label not in number), None):
         raise ValueError(f"data set {name}: {unknown.path} is of class {unknown.label!r}, which has no training image")
-    if len(classes) < 2:
-        raise ValueError(f"data set {name}: images of one class ({classes[0]}): two are needed at least")
+    check_classes(name, classes, [number[example.label] for example in train])
     if test is None:
         train, test = apart(train, [example.label for example in train], seed)
 
@@ -103,7 +105,7 @@ def listed(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
         return Files([e.path for e in examples], np.array([number[e.label] for e in examples], np.int32))
 
     sizes = "".join(f"{Path(e.path).name} {os.path.getsize(e.path)} {number[e.label]}\n" for e in (*train, *test))
-    return _made(name, classes, files(train), files(test), f"{zlib.crc32(sizes.encode()):08x}")
+    return _made(name, classes, files(train), files(test), f"{zlib.crc32(os.fsencode(sizes)):08x}")
 
 
 def _made(name: str, classes: tuple[str, ...], train: Any, test: Any, fingerprint: str) -> Listed:
@@ -139,6 +141,16 @@ def apart(examples: Sequence[Any], labels: Sequence[Any], seed: int) -> tuple[li
     return train, [examples[place] for place in sorted(tests)]
 
 
+def check_classes(name: str, classes: Sequence[str], labels: Sequence[int] | np.ndarray) -> None:
+    """Raises ValueError if there are not two classes, or one has no training image."""
+    if len(classes) < 2:
+        raise ValueError(f"data set {name}: images of one class ({', '.join(classes)}): two are needed at least")
+    if missing := sorted(set(range(len(classes))) - set(np.unique(labels).tolist())):
+        raise ValueError(
+            f"data set {name}: class {classes[missing[0]]!r} has no training image: count from 0, and leave none out"
+        )
+
+
 def natural(label: str) -> tuple[Any, ...]:
     """Numbers by their value, where a class is one."""
     return (0, int(label), label) if re.fullmatch(r"\d{1,18}", label) else (1, 0, label)
@@ -147,12 +159,14 @@ def natural(label: str) -> tuple[Any, ...]:
 def _folders(name: str, root: Path) -> dict[str, list[Example]]:
     if not root.is_dir():
         raise ValueError(f"data set {name}: {root} is no directory: give one that has a directory for each class")
-    if not (root / "train").is_dir():
+    splits = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    train, test = (next((splits[split] for split in of if split in splits), None) for of in (TRAINS, TESTS))
+    if train is None and test is None:
         return {"train": _classes(name, root)}
-    test = next((root / split for split in TESTS if (root / split).is_dir()), None)
-    if test is None:
-        raise ValueError(f"data set {name}: {root} has train, and none of {', '.join(TESTS)} beside it")
-    return {"train": _classes(name, root / "train"), "test": _classes(name, test)}
+    if train is None or test is None:
+        missing = " or ".join(TESTS if test is None else TRAINS)
+        raise ValueError(f"data set {name}: {root} has {(train or test).name}, and no {missing} beside it")  # type: ignore[union-attr]
+    return {"train": _classes(name, train), "test": _classes(name, test)}
 
 
 def _classes(name: str, root: Path) -> list[Example]:
@@ -160,11 +174,13 @@ def _classes(name: str, root: Path) -> list[Example]:
     left: list[Path] = []
     for directory in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         before = len(found)
-        for path in sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(".")):
-            if path.suffix.lower() in images.suffixes():
-                found.append(Example(str(path), directory.name))
-            else:
+        for path in sorted(_files(directory)):
+            if path.suffix.lower() not in images.suffixes():
                 left.append(path)
+            elif not path.exists():
+                raise ValueError(f"data set {name}: {path} is a link to a file that is not there")
+            else:
+                found.append(Example(str(path), directory.name))
         if len(found) == before:
             raise ValueError(f"data set {name}: {directory} holds no image")
     if not found:
@@ -176,8 +192,15 @@ def _classes(name: str, root: Path) -> list[Example]:
     return found
 
 
+def _files(root: Path) -> Iterator[Path]:
+    """All below a directory, behind links too, but for hidden ones."""
+    for directory, _, names in os.walk(root, followlinks=True):
+        yield from (Path(directory, file) for file in names if not file.startswith("."))
+
+
 def _table(name: str, file: Path) -> dict[str, list[Example]]:
     splits: dict[str, list[Example]] = {}
+    lines: dict[str, int] = {}
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             rows = csv.DictReader(opened)
@@ -191,14 +214,14 @@ def _table(name: str, file: Path) -> dict[str, list[Example]]:
                 if not given["path"] or not given["label"]:
                     raise ValueError(f"data set {name}, line {rows.line_num}: no path, or no label")
                 split = given.get("split", "train").lower()
-                if split not in ("train", *TESTS):
+                if split not in (*TRAINS, *TESTS):
                     raise ValueError(f"data set {name}, line {rows.line_num}: split {split!r}: write train or test")
                 path = file.parent / os.path.expanduser(given["path"])
                 if not path.is_file():
                     raise ValueError(f"data set {name}, line {rows.line_num}: there is no file {path}")
-                splits.setdefault("train" if split == "train" else "test", []).append(
-                    Example(str(path), given["label"])
-                )
+                if (first := lines.setdefault(str(path), rows.line_num)) != rows.line_num:
+                    raise ValueError(f"data set {name}, line {rows.line_num}: {path} is in line {first} already")
+                splits.setdefault("train" if split in TRAINS else split, []).append(Example(str(path), given["label"]))
     except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
         raise ValueError(f"data set {name}: {file} is no table in UTF-8: {error}") from error
     if "train" not in splits:
@@ -235,9 +258,19 @@ def _hugging_face(name: str, root: Path, seed: int) -> Listed:
         """Images stay encoded."""
         return splits[split].select_columns([*image, *label]).cast_column(image[0], datasets.Image(decode=False))
 
-    train, test = plain("train"), next((plain(split) for split in TESTS if split in splits), None)
+    def labelled(split: str) -> bool:
+        return -1 not in splits[split][label[0]]
+
+    names = tuple(map(str, features[label[0]].names))
+    for split, rows in splits.items():
+        if label[0] not in rows.features or tuple(map(str, rows.features[label[0]].names)) != names:
+            raise ValueError(f"data set {name}: the classes of the splits train and {split} are not the same")
+        if None in rows[label[0]]:
+            raise ValueError(f"data set {name}, split {split}: a row has no {label[0]}")
+    train = plain("train")
+    test = next((plain(split) for split in TESTS if split in splits and labelled(split)), None)
+    check_classes(name, names, train[label[0]])
     if test is None:
         train, test = (train.select(part) for part in apart(range(len(train)), list(train[label[0]]), seed))
     kept, tests = (Rows(rows, image[0], label[0]) for rows in (train, test))
-    names = tuple(map(str, features[label[0]].names))
     return _made(name, names, kept, tests, sampled(kept, tests))

@@ -139,7 +139,10 @@ class Streamed:
         self.task = Task(len(listed.classes))
         self.classes, self.fingerprint = listed.classes, listed.fingerprint
         self.num_train = len(self._train.source)
-        self.num_test = min(len(self._test.source), test_examples or len(self._test.source))
+        there = len(self._test.source)
+        self.num_test = min(there, test_examples or there)
+        # Of a user's files, whose classes follow each other, those that are evenly apart.
+        self._evaluated = range(self.num_test) if listed.recipe else evenly(there, self.num_test)
 
     def _derived(self) -> Recipe:
         """Of some of the training images."""
@@ -191,7 +194,8 @@ class Streamed:
         """
         starts = range(0, self.num_test, batch_size)
         counts = [min(batch_size, self.num_test - start) for start in starts]
-        chosen = [start + devices.positions(count) for start, count in zip(starts, counts, strict=True)]
+        order = np.asarray(self._evaluated)
+        chosen = [order[start + devices.positions(count)] for start, count in zip(starts, counts, strict=True)]
         load = _Testing(self._test, self._shape[0], _is_here(devices), self._box, chosen)
         with contextlib.closing(_loaded(load, range(len(counts)), self._workers, devices)) as batches:
             yield from zip(counts, batches, strict=True)
