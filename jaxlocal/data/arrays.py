@@ -47,9 +47,8 @@ def arrays(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
             keys.append(next((name for name in names if name in found), None))
         image, label = keys
         if (image is None) != (label is None):
-            raise ValueError(
-                f"data set {name}: it has {image or label}, and none that belongs to it: {', '.join(found)}"
-            )
+            other = "labels" if label is None else "images"
+            raise ValueError(f"data set {name}: it has {image or label}, and no {other} to it among {', '.join(found)}")
         return None if image is None or label is None else (found[image], found[label])
 
     train = pair("train") or pair("")
