@@ -25,7 +25,7 @@ def main() -> None:
     """Prepares the data set as array_record files."""
     name = required(_DATASET, "an image classification set of TFDS, as cifar10 or imagenet2012")
     of_tfds = name in TFDS_NAMES or not data.is_small(name)
-    if data.is_text(name) or data.is_own(name) or name.startswith("arrays:") or not of_tfds:
+    if data.is_text(name) or data.is_own(name) or not of_tfds:
         raise UserError(f"--dataset={name}: this one needs no preparing")
     try:
         with user_input("--dataset"):

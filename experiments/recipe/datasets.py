@@ -8,7 +8,6 @@ from ml_collections import FrozenConfigDict
 from experiments.app.errors import UserError, user_input
 from jaxlocal import data
 
-ARRAYS = "arrays:"
 IN_MEMORY = 2**30  # bytes of images that are decoded once, unless the config says otherwise
 
 
@@ -26,37 +25,35 @@ def load(config: FrozenConfigDict, first: Any) -> data.Input:
     try:
         with user_input("dataset"):
             if data.is_text(name):
-                return _text(config, first, name)
+                return _text(config, first, name, data_dir)
             if config.tokenizer:
                 raise ValueError(f"tokenizer {config.tokenizer}: {name} is no text: choose {', '.join(data.TEXTS)}")
             return _images(config, name, data_dir)
     except data.MissingDataError as error:
-        hint = (
-            f"run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory that holds it"
-        )
-        if data.is_own(name) or name.startswith(ARRAYS):
-            hint = "give the place where it is now"
+        if data.is_own(name):
+            raise UserError(f"{error}: give the place where it is now by --config.data_dir") from error
         raise UserError(
-            f"{error}: {hint} by --config.data_dir{' or TFDS_DATA_DIR' * hint.startswith('run')}"
+            f"{error}: run `python -m experiments.prepare --dataset={config.dataset}`, or name the TFDS directory "
+            "that holds it by --config.data_dir or TFDS_DATA_DIR"
         ) from error
     except (OSError, MemoryError) as error:
         raise UserError(f"data set {name} cannot be read or kept: {error}") from error
 
 
-def _text(config: FrozenConfigDict, first: Any, name: str) -> data.Input:
+def _text(config: FrozenConfigDict, first: Any, name: str, data_dir: str | None) -> data.Input:
     if not hasattr(first, "vocabulary"):
         raise ValueError(f"{name} is a text, which model {config.model.name} does not read: choose gpt")
     tokenizer, kind = os.path.expanduser(config.tokenizer), name.partition(":")[0]
-    if config.data_dir and ":" in name:
-        name = f"{kind}:{os.path.expanduser(config.data_dir)}"
+    if data_dir and ":" in name:
+        name = f"{kind}:{data_dir}"
     return data.Text(name, first.context, config.eval_examples, first.vocabulary, tokenizer)
 
 
 def _images(config: FrozenConfigDict, name: str, data_dir: str | None) -> data.Input:
     mean, std = (tuple(map(float, given)) for given in (config.mean, config.std))
     options = {"augment": config.augment, "mean": mean, "std": std}
-    if name.startswith(ARRAYS) or data.is_small(name):
-        of_arrays = name.startswith(ARRAYS)
+    of_arrays = name.startswith("arrays:")
+    if of_arrays or data.is_small(name):
         dataset = data.arrays(name, data_dir, config.split_seed) if of_arrays else data.load(name, data_dir)
         if config.in_memory == "no":
             raise ValueError(f"{name} is in memory: in_memory='no' is for files of images")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlocal.data.images import unit_of
+from jaxlocal.data.images import first_line, unit_of
 from jaxlocal.data.own import TESTS, apart, check_classes, natural
 from jaxlocal.data.prepared import MissingDataError
 from jaxlocal.data.sources import Dataset, Split
@@ -32,7 +32,7 @@ def arrays(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0
     except FileNotFoundError as error:
         raise MissingDataError(f"data set {name}: there is no {path}") from error
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         if "pickle" in reason:  # of which NumPy says how it would be executed
             reason = "it is no archive of plain arrays, as np.savez(FILE, image=..., label=...) writes"
         raise ValueError(f"data set {name}: {path} cannot be read: {reason}") from error

@@ -48,16 +48,21 @@ def read(
     Raises:
       UnreadableError: if it is no image that can be read, with the reason.
     """
-    from PIL import Image
-
-    height, width, channels = shape
     try:
         with _opened(source) as opened:
-            image = _of_bytes(_upright(opened), "L" if channels == 1 else "RGB")
-        fitted = image.resize((width, height), Image.Resampling.BILINEAR, box(*image.size))
+            image = _of_bytes(_upright(opened), "L" if shape[-1] == 1 else "RGB")
+        return fitted(image, box, shape)
     except Exception as error:  # decoders raise anything
         raise UnreadableError(_reason(error)) from error
-    return np.asarray(fitted, np.uint8).reshape(shape)
+
+
+def fitted(image: Any, box: Callable[[int, int], Box], shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w c"]:
+    """Part of an image of Pillow's, scaled bilinearly to a shape ``(h, w, c)``."""
+    from PIL import Image
+
+    height, width, _ = shape
+    part = image.resize((width, height), Image.Resampling.BILINEAR, box(*image.size))
+    return np.asarray(part, np.uint8).reshape(shape)
 
 
 def look(source: bytes | str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
@@ -152,6 +157,11 @@ def _reason(error: Exception) -> str:
         return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its type, if it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

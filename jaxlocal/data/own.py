@@ -65,8 +65,8 @@ class Rows(NamedTuple):
 
 
 def is_own(name: str) -> bool:
-    """Whether the name is a user's own data's, but for arrays: those of :func:`listed`."""
-    return name.startswith(("images:", "csv:", "hf:"))
+    """Whether the name is of a user's own data: arrays, or what :func:`listed` finds."""
+    return name.startswith(tuple(f"{form.partition(':')[0]}:" for form in OWN))
 
 
 def listed(name: str, place: str | os.PathLike[str] | None = None, seed: int = 0) -> Listed:
@@ -242,8 +242,7 @@ def _hugging_face(name: str, root: Path, seed: int) -> Listed:
     try:
         found = datasets.load_dataset(str(root)) if parquet else datasets.load_from_disk(str(root))
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"data set {name}: datasets cannot read it: {reason}") from error
+        raise ValueError(f"data set {name}: datasets cannot read it: {images.first_line(error)}") from error
     splits: Mapping[str, Any] = found if isinstance(found, Mapping) else {"train": found}
     if "train" not in splits:
         raise ValueError(f"data set {name}: it has the splits {', '.join(splits)}, and none of them is train")

@@ -55,8 +55,7 @@ class Records(NamedTuple):
                 raise ValueError(f"label {label} of {self.classes} classes")
             return pixels, label
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UnreadableError(f"{self.name}: {where} cannot be read: {reason}") from error
+            raise UnreadableError(f"{self.name}: {where} cannot be read: {images.first_line(error)}") from error
 
 
 class Listed(NamedTuple):

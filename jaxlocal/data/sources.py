@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxlocal.data.augment import Recipe
-from jaxlocal.data.images import middle_box
+from jaxlocal.data.images import Box, fitted, middle_box
 from jaxlocal.data.prepared import NAMES, TFDS_NAMES, tfds_builder, tfds_records, unknown
 from jaxlocal.data.records import Listed, Records, content, in_order
 
@@ -189,7 +189,7 @@ def in_memory(listed: Listed, image_size: int = 0) -> Dataset:
     sides = listed.sides(image_size)
 
     def split(records: Records) -> Split:
-        def box(width: int, height: int) -> Any:
+        def box(width: int, height: int) -> Box:
             return middle_box((*sides, records.channels), width, height)
 
         height, width = sides
@@ -217,10 +217,12 @@ def resized(dataset: Dataset, image_size: int) -> Dataset:
 
     from PIL import Image
 
+    def box(width: int, height: int) -> Box:
+        return middle_box(sides, width, height)
+
     def scaled(image: np.ndarray) -> np.ndarray:
         pixels = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-        fitted = pixels.resize(sides[:2], Image.Resampling.BILINEAR, middle_box(sides, *pixels.size))
-        return np.asarray(fitted).reshape(*sides[:2], -1)
+        return fitted(pixels, box, (image_size, image_size, image.shape[-1]))
 
     train, test = (
         split._replace(image=np.stack([scaled(image) for image in split.image]))
