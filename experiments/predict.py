@@ -11,6 +11,8 @@ Classes are numbers, in the order of the data set.
 
 Texts are files in UTF-8 (any files, where bytes were trained on). Every token but the first is told from those before
 it in its window; the numbers are means over them.
+
+Of a file that cannot be read the line says why; the others are told, and the program ends with an error.
 """
 
 from absl import flags
@@ -31,8 +33,12 @@ def main(*files: str) -> None:
         raise UserError("no file given: name images or texts after the flags, as --workdir=DIR one.png two.png")
     trained = restore(required_path(_WORKDIR, "the directory of the run"), _CHECKPOINT.value).one_seed()
     look = reading if trained.experiment.task.each else classify
+    unread = []
     for line in look.lines(trained, files):
         print(as_json(line), flush=True)
+        unread += [line["error"]] if "error" in line else []
+    if unread:
+        raise UserError(f"{len(unread)} of {len(files)} files cannot be read, the first: {unread[0]}")
 
 
 if __name__ == "__main__":

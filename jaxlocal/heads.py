@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -27,8 +26,8 @@ from jaxlocal.layers import (
     dense,
     flatten,
     global_average_pool,
-    in_float32,
     normed,
+    pool_until,
     safe_sqrt,
     scaled,
 )
@@ -247,8 +246,6 @@ class ConvStd(nn.Module):
 class PooledClassifier(nn.Module):
     """Average pool until few numbers are left, then a dense layer (PredSim's prediction head, code).
 
-    The pool's window doubles in height and in width by turns.
-
     Attributes:
       num_classes: k.
       features: at most so many are left, unless one pixel has more.
@@ -262,20 +259,8 @@ class PooledClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], *, train: bool) -> Float[Array, "b k"]:
         del train
-        x = as_image(x)
-        _, h, w, c = x.shape
-        window, out = [1, 1], [h, w]
-        turn = 0
-        while math.prod(out) * c > self.features and out != [1, 1]:
-            window[turn] *= 2
-            out[turn] = math.ceil(x.shape[1 + turn] / window[turn])
-            turn = 1 - turn
-        # As in the authors' code: zeros are averaged in where a window sticks out, and where windows do
-        # not divide the side, a few pixels at its end may be left out.
-        padding = [((k * (o - n // k)) // 2,) * 2 for k, o, n in zip(window, out, (h, w), strict=True)]
-        total = nn.pool(in_float32(x), 0.0, jax.lax.add, tuple(window), strides=tuple(window), padding=padding)
-        mean = (total / float(math.prod(window))).astype(x.dtype)
-        return dense(flatten(mean), self.num_classes, zero=self.zero, name="dense")
+        pooled = pool_until(as_image(x), self.features)
+        return dense(flatten(pooled), self.num_classes, zero=self.zero, name="dense")
 
 
 class Units(nn.Module):

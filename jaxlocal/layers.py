@@ -8,6 +8,7 @@ a few values they are accumulated in float32 or wider, whatever the dtype (:func
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -173,6 +174,23 @@ def adaptive_average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array,
     if h % size == 0 and w % size == 0:
         return jnp.mean(x.reshape(b, size, h // size, size, w // size, c), axis=(2, 4))
     return _resample(x, _bins(h, size), _bins(w, size))
+
+
+def pool_until(x: Float[Array, "b h w c"], features: int) -> Float[Array, "b p q c"]:
+    """Averages until an image has at most so many numbers, or one pixel is left (PredSim, code).
+
+    The window doubles in height and in width by turns. As in the authors' code, zeros are averaged in where a window
+    sticks out, and where windows do not divide the side, a few pixels at its end may be left out.
+    """
+    _, h, w, c = x.shape
+    window, out, turn = [1, 1], [h, w], 0
+    while math.prod(out) * c > features and out != [1, 1]:
+        window[turn] *= 2
+        out[turn] = math.ceil(x.shape[1 + turn] / window[turn])
+        turn = 1 - turn
+    padding = [((k * (o - n // k)) // 2,) * 2 for k, o, n in zip(window, out, (h, w), strict=True)]
+    total = nn.pool(in_float32(x), 0.0, jax.lax.add, tuple(window), strides=tuple(window), padding=padding)
+    return (total / float(math.prod(window))).astype(x.dtype)
 
 
 def bilinear_resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from jaxlocal.feed import Feed, chain
 from jaxlocal.heads import output_of
 from jaxlocal.network import Network
-from jaxlocal.objective import LocalObjective, readout
+from jaxlocal.objective import LocalObjective
+from jaxlocal.readouts import readout
 from jaxlocal.task import Task
 from jaxlocal.unembedding import tied
 

@@ -95,6 +95,18 @@ def test_files_are_predicted_as_the_test_split_is(workdir, tmp_path):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["class"] for line in lines] == list(np.argmax(exits[-1], -1))
     assert [line["exits"] for line in lines] == np.argmax(exits, -1).T.tolist()
+    (tmp_path / "damaged.png").write_bytes(paths[0].read_bytes()[:60])
+    told = list(classify.lines(run, [str(tmp_path / "damaged.png"), *map(str, paths), str(tmp_path / "missing.png")]))
+    assert told[1:-1] == lines
+    assert all("cannot be read" in line["error"] for line in (told[0], told[-1]))
+
+
+def test_a_file_that_cannot_be_read_is_told_beside_the_others(workdir, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    (tmp_path / "text.png").write_text("no image")
+    done = program("predict", f"--workdir={workdir}", str(tmp_path / "text.png"), str(tmp_path / "black.png"))
+    assert_one_line_error(done, "1 of 2 files cannot be read, the first: image", "text.png")
+    assert [set(json.loads(line)) >= {"image", "class"} for line in done.stdout.splitlines()] == [False, True]
 
 
 def of_shape(*shape: int) -> data.InMemory:

@@ -414,10 +414,13 @@ def test_a_run_on_ones_own_data_by_programs(tmp_path, form):
     """Trained, moved, evaluated, exported, and asked of a photograph."""
     root = tmp_path / "own"
     made = {"images": folder, "csv": table, "arrays": lambda root: numbers(tmp_path / "own.npz")}[form](root)
+    if form == "images":
+        (next(made.glob("train/*")) / "notes.heic").touch()
     run = ("--config=experiments/configs/auglocal_digits.py:smoke", f"--workdir={tmp_path / 'run'}")
     changes = ("--config.batch_size=8", "--config.eval_batch_size=8", f"--config.dataset={form}:{made}")
     done = program("train", *run, *changes)
     assert done.returncode == 0, done.stderr
+    assert (form == "images") == ("\nwarning: data set images:" in f"\n{done.stderr}")
     moved = made.parent / f"moved{made.suffix}" if form != "csv" else tmp_path / "moved" / made.name
     shutil.move(made if form != "csv" else root, moved if form != "csv" else moved.parent)
     workdir = f"--workdir={tmp_path / 'run'}"

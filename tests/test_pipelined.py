@@ -7,7 +7,7 @@ import pytest
 from jaxlocal import fused, rules
 from jaxlocal.block import params_of
 from jaxlocal.executors import ONE_DEVICE, DataParallel, OneDevice, block_seconds, pipelined
-from jaxlocal.executors.pipelined import Link
+from jaxlocal.executors.link import Link
 from tests import toy
 from tests.test_contract import ROWS, rows
 from tests.test_data_parallel import parts

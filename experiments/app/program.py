@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,6 +36,7 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ÷ is no reason to end
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while importing
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

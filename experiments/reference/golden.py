@@ -16,7 +16,8 @@ from jaxlocal.block import Block
 from jaxlocal.feed import Feed
 from jaxlocal.heads import Units, classifier
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, LocalObjective, readout
+from jaxlocal.objective import Batch, LocalObjective
+from jaxlocal.readouts import readout
 from jaxlocal.rule import Rule, at_each_cut
 from jaxlocal.task import Task
 

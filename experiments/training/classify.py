@@ -21,25 +21,35 @@ from jaxlocal.feed import Feed
 def lines(trained: Trained, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """For each image file, its class, how likely that and the next ones are, and the class at every exit.
 
-    Classes are numbers; probabilities go by names, where the data set has them, and so does ``name``.
+    Classes are numbers; probabilities go by names, where the data set has them, and so does ``name``. Of a file that
+    cannot be read the line has the ``error`` in their place.
 
     Args:
       trained: of one seed.
       names: of the files.
-
-    Raises:
-      UserError: as :func:`read`.
     """
     size, classes = trained.experiment.config.eval_batch_size, trained.experiment.dataset.classes
     for start in range(0, len(names), size):
-        part = names[start : start + size]
-        exits = predict(trained, np.stack([read(name, trained.experiment.dataset) for name in part]))
-        for name, of_image in zip(part, exits.swapaxes(0, 1), strict=True):
+        part = [_read_or_error(name, trained.experiment.dataset) for name in names[start : start + size]]
+        pixels = [image for image in part if not isinstance(image, UserError)]
+        exits = iter(predict(trained, np.stack(pixels)).swapaxes(0, 1) if pixels else ())
+        for name, image in zip(names[start : start + size], part, strict=True):
+            if isinstance(image, UserError):
+                yield {"image": name, "error": str(image)}
+                continue
+            of_image = next(exits)
             best = np.argsort(-of_image[-1])[:3]
             likely = {classes[k] if classes else str(k): round(float(of_image[-1, k]), 4) for k in best}
             by_exit = [int(k) for k in np.argmax(of_image, axis=1)]
             named = {"name": classes[best[0]]} if classes else {}
             yield {"image": name, "class": int(best[0]), **named, "probabilities": likely, "exits": by_exit}
+
+
+def _read_or_error(path: str, dataset: data.Input) -> np.ndarray | UserError:
+    try:
+        return read(path, dataset)
+    except UserError as error:
+        return error
 
 
 def read(path: str, dataset: data.Input) -> np.ndarray:

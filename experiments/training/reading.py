@@ -24,20 +24,24 @@ def lines(trained: Trained, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """For each text file, its length, the numbers of every exit, and the likeliest tokens after its end.
 
     Windows follow each other, as in evaluation; the last one may be shorter. What is next is told from the last tokens
-    that the context holds, at the last exit.
+    that the context holds, at the last exit. Of a file that cannot be read the line has the ``error`` in their place.
 
     Args:
       trained: a language model of one seed.
       names: of the files.
 
     Raises:
-      UserError: as :func:`read`, or if the network's scores are NaN.
+      UserError: if the network's scores are NaN.
     """
     experiment, state = trained.experiment, trained.state
     said, context = metrics_of(experiment), experiment.input_shape[0]
     window = _window(experiment)
     for name in names:
-        tokens, total = read(Path(name), experiment), np.zeros(())
+        try:
+            tokens, total = read(Path(name), experiment), np.zeros(())
+        except UserError as error:
+            yield {"text": name, "error": str(error)}
+            continue
         for first in range(0, len(tokens) - 1, context):
             sums = window(state, *_padded(tokens[first : first + context + 1], context))[0]
             total = total + np.asarray(sums, float)

@@ -20,9 +20,9 @@ from experiments.trials.simulator import Profile, block_parallel, data_parallel,
 from jaxlocal.block import params_of
 from jaxlocal.executors import DataParallel, Executor, OneDevice, Placement, TrainState, block_seconds, fused, pipelined
 from jaxlocal.executors.data_parallel import is_here
+from jaxlocal.executors.link import Link
 from jaxlocal.executors.loop import init_state
 from jaxlocal.executors.model_parallel import ModelParallel, measure_units
-from jaxlocal.executors.pipelined import Link
 from jaxlocal.network import cut_balanced
 from jaxlocal.objective import Batch
 from jaxlocal.variables import nbytes

@@ -19,7 +19,7 @@ import optax
 from jaxlocal.block import Block, BlockState
 from jaxlocal.executors import OneDevice, Placement
 from jaxlocal.executors.data_parallel import ONE_DEVICE, is_here
-from jaxlocal.executors.pipelined import Link
+from jaxlocal.executors.link import Link
 from jaxlocal.objective import Batch
 from jaxlocal.variables import abstract, apply_module, merge, nbytes, nest, pick, split
 

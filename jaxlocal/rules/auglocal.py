@@ -22,7 +22,8 @@ import math
 
 from jaxlocal.heads import Units, classifier
 from jaxlocal.network import Network, strides_of, with_strides, with_width
-from jaxlocal.objective import LocalObjective, readout
+from jaxlocal.objective import LocalObjective
+from jaxlocal.readouts import readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
 from jaxlocal.task import Task
 

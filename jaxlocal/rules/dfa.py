@@ -15,16 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxlocal.network import Network, cut_everywhere
-from jaxlocal.objective import (
-    Batch,
-    Carry,
-    LocalObjective,
-    ObjectiveOut,
-    detached,
-    isolated,
-    no_sync,
-    random_projection,
-)
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, detached, isolated, no_sync
+from jaxlocal.readouts import random_projection
 from jaxlocal.rule import LocalRule, Rule, output
 from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables, nest, pick

@@ -7,7 +7,7 @@ References:
 
 from jaxlocal.heads import ConvMlp, classifier
 from jaxlocal.network import Network
-from jaxlocal.objective import readout
+from jaxlocal.readouts import readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
 from jaxlocal.task import Task
 

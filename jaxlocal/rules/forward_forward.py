@@ -22,7 +22,8 @@ from jaxlocal.layers import in_float32
 from jaxlocal.models.forward_forward import EachPass, NegativeUnit, Passes, Softmax, normalised
 from jaxlocal.models.mlp import DenseUnit
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, readout, weighted_sum
+from jaxlocal.objective import Batch, Carry, LocalObjective, ObjectiveOut, headless, weighted_sum
+from jaxlocal.readouts import readout
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
 from jaxlocal.variables import Key, Variables

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from jaxlocal import losses
 from jaxlocal.heads import ConvDense, Decoder
 from jaxlocal.network import Network, strides_of
-from jaxlocal.objective import Batch, LocalObjective, feature_objective, readout, weighted_sum
+from jaxlocal.objective import Batch, LocalObjective, weighted_sum
+from jaxlocal.readouts import feature_objective, readout
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
 from jaxlocal.task import Task
 

@@ -22,7 +22,8 @@ from jaxtyping import Array, Float
 from jaxlocal.feed import chain
 from jaxlocal.layers import Biased, in_float32, normed, scaled
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, Carry, feature_objective, weighted_sum
+from jaxlocal.objective import Batch, Carry, weighted_sum
+from jaxlocal.readouts import feature_objective
 from jaxlocal.rule import LocalRule, Rule, at_each_cut
 from jaxlocal.task import Task
 from jaxlocal.variables import Key

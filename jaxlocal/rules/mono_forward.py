@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxlocal.layers import as_image, dense, flatten
 from jaxlocal.network import Network
-from jaxlocal.objective import readout
+from jaxlocal.readouts import readout
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from jaxlocal.heads import ConvStd, PooledClassifier
 from jaxlocal.losses import similarity_matching
 from jaxlocal.network import Network
-from jaxlocal.objective import Batch, detached, feature_objective, readout, weighted_sum
+from jaxlocal.objective import Batch, detached, weighted_sum
+from jaxlocal.readouts import feature_objective, readout
 from jaxlocal.rule import LocalRule, Rule, output
 from jaxlocal.task import Task
 

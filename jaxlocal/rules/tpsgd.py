@@ -16,7 +16,8 @@ References:
 from jaxlocal import losses
 from jaxlocal.losses import TargetLoss
 from jaxlocal.network import Network
-from jaxlocal.objective import detached, projected_label, weighted_sum
+from jaxlocal.objective import detached, weighted_sum
+from jaxlocal.readouts import projected_label
 from jaxlocal.rule import LocalRule, Rule, output
 from jaxlocal.task import Task
 
