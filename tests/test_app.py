@@ -39,6 +39,15 @@ def test_addresses_are_no_directories(text):
         given_path(text, "--workdir")
 
 
+def test_a_path_that_is_no_text_is_refused_where_it_is_given():
+    with pytest.raises(UserError, match=r"--workdir=/tmp/\udcff: the name is not UTF-8"):
+        given_path("/tmp/\udcff", "--workdir")
+    config = common.digits()
+    config.data_dir = "/tmp/\udcff"
+    with pytest.raises(UserError, match=r"config field data_dir=.*is not UTF-8"):
+        build(config)
+
+
 @pytest.mark.parametrize(
     ("module", "given"),
     [

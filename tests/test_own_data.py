@@ -260,7 +260,16 @@ def broken_table(text):
         ),
         (
             broken_folder(lambda root: (root / "train" / "bee" / "x.png").symlink_to("/none")),
-            "x.png is a link to a file",
+            "x.png is no file, or a link",
+        ),
+        (broken_folder(lambda root: os.mkfifo(root / "train" / "bee" / "x.png")), "x.png is no file"),
+        (
+            broken_folder(
+                lambda root: [
+                    (root / split / "bee").rename(root / split / os.fsdecode(b"b\xe9")) for split in ("train", "test")
+                ]
+            ),
+            r"class 'b\\udce9' is not UTF-8: rename it",
         ),
         (
             broken_folder(lambda root: shutil.copytree(root / "test" / "ant", root / "test" / "dog")),

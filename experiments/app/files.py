@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from experiments.app.errors import NotSavedError, UserError
+from jaxlocal.data.own import is_text
 
 
 @contextlib.contextmanager
@@ -35,8 +36,11 @@ def given_path(text: str, what: str) -> Path:
       what: the flag or field that it was given to.
 
     Raises:
-      UserError: if it is an address, as ``gs://bucket/run``: files are read and written in file systems only.
+      UserError: if it is an address, as ``gs://bucket/run``: files are read and written in file systems only; or if its
+        bytes are not UTF-8, which those who write checkpoints and traces cannot take.
     """
+    if not is_text(text):
+        raise UserError(f"{what}={text}: the name is not UTF-8: rename it, or give another")
     if scheme := re.match(r"([A-Za-z][\w+.-]*)://", text):
         raise UserError(
             f"{what}={text}: {scheme[1]}:// is no file system: give a directory, where the bucket may be mounted"

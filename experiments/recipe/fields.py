@@ -15,6 +15,7 @@ from experiments.app.errors import UserError, one_of
 from experiments.configs import common
 from experiments.recipe.registry import DTYPES, EXECUTORS, fits
 from jaxlocal import data, losses
+from jaxlocal.data.own import is_text
 from jaxlocal.network import cut_balanced, cut_evenly, cut_everywhere
 from jaxlocal.optimizers import cosine_with_warmup, stepwise, warmup_cosine
 
@@ -52,6 +53,8 @@ def check_fields(config: ConfigDict | FrozenConfigDict) -> None:
         if not fits(config[name], Sequence[float] if numbers else type(example)):
             shown = f", as {example!r}" if not isinstance(example, ConfigDict | tuple) else " of numbers" * numbers
             raise UserError(f"config field {name}={config[name]!r}: expected {type(example).__name__}{shown}")
+        if isinstance(example, str) and not is_text(config[name]):
+            raise UserError(f"config field {name}={config[name]!r} is not UTF-8: rename what it names, or give another")
     for name in ("model", "rule", "optimizer"):
         if not isinstance(config[name].get("name"), str):
             raise UserError(f"config field {name} has no name: give {name}.name, see --list")

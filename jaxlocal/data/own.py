@@ -142,13 +142,20 @@ def apart(examples: Sequence[Any], labels: Sequence[Any], seed: int) -> tuple[li
 
 
 def check_classes(name: str, classes: Sequence[str], labels: Sequence[int] | np.ndarray) -> None:
-    """Raises ValueError if there are not two classes, or one has no training image."""
+    """Raises ValueError if there are not two classes, one's name is not UTF-8, or one has no training image."""
+    if strange := [label for label in classes if not is_text(label)]:
+        raise ValueError(f"data set {name}: the name of class {strange[0]!r} is not UTF-8: rename it")
     if len(classes) < 2:
         raise ValueError(f"data set {name}: images of one class ({', '.join(classes)}): two are needed at least")
     if missing := sorted(set(range(len(classes))) - set(np.unique(labels).tolist())):
         raise ValueError(
             f"data set {name}: class {classes[missing[0]]!r} has no training image: count from 0, and leave none out"
         )
+
+
+def is_text(name: str) -> bool:
+    """Whether it can be written in UTF-8: names of files may have bytes that are no text."""
+    return not re.search(r"[\ud800-\udfff]", name)
 
 
 def natural(label: str) -> tuple[Any, ...]:
@@ -177,8 +184,8 @@ def _classes(name: str, root: Path) -> list[Example]:
         for path in sorted(_files(directory)):
             if path.suffix.lower() not in images.suffixes():
                 left.append(path)
-            elif not path.exists():
-                raise ValueError(f"data set {name}: {path} is a link to a file that is not there")
+            elif not path.is_file():
+                raise ValueError(f"data set {name}: {path} is no file, or a link to one that is not there")
             else:
                 found.append(Example(str(path), directory.name))
         if len(found) == before:
