@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-short test test-slow test-devices lint types docs clean
+.PHONY: demo demo-short test test-slow test-devices lint types docs pictures clean
 
 demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
@@ -33,6 +33,9 @@ types: $(READY)
 
 docs: $(READY)  ## the site, in docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --conf-dir docs . docs/_build/html
+
+pictures: $(READY)  ## the pictures of experiments/results, from the numbers there
+	$(BIN)/python -m experiments.pictures
 
 clean:
 	rm -rf $(VENV) runs docs/_build

@@ -34,7 +34,7 @@ from experiments.app.errors import UserError
 from experiments.app.program import run
 from experiments.cost.largest import largest
 from experiments.cost.timed import measure_alone
-from experiments.drawing.figures import by_device
+from experiments.drawing.trades import by_device
 from experiments.recipe.experiment import Experiment
 from experiments.trials.cases import Case, built, define_flags, parse_cases
 from experiments.trials.frontier import (

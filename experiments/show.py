@@ -16,7 +16,7 @@ from experiments.app.errors import UserError
 from experiments.app.files import given_path, saving
 from experiments.app.program import config_flag, run
 from experiments.cost.search import settled
-from experiments.drawing import figures
+from experiments.drawing.style import svg
 from experiments.pages.network import blocks_of, draw, heads_of, table
 
 _CONFIG = config_flag("What to show: a file of experiments/configs.", runs=False)
@@ -42,7 +42,7 @@ def main() -> None:
         path = given_path(_SVG.value, "--svg")
         with saving(f"--svg={path}", kind=UserError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(figures.svg(draw(blocks)), encoding="utf-8")
+            path.write_text(svg(draw(blocks)), encoding="utf-8")
         print(f"\npicture: {path}")
 
 

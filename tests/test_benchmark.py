@@ -188,8 +188,8 @@ def test_the_page_says_what_the_lines_say(tiny):
     assert rows[2][:6] == ["greedy", "2", "1", "2", "35.00 ± 7.07", "-"]
     assert rows[2][6:] == ["20.00 (exit 1)", "3.0", "1.50", "0.5", "0.50", "0.75", "1,646", "1.00", "linear heads"]
     assert "| - |" in page(suite, [line(task, first, 0, seconds=None)], "").replace("  ", "")
-    assert "(benchmark_digits.png)" in text
-    assert "(benchmark_digits.png)" not in page(suite, lines[:1], "")
+    assert "(benchmark_digits.svg)" in text
+    assert "(benchmark_digits.svg)" not in page(suite, lines[:1], "")
     lost = page(suite, [lines[0], line(task, second, 0, exits=[], failed="block 1 diverged")], "")
     assert "linear heads; block 1 diverged" in lost
 
@@ -230,7 +230,7 @@ def test_a_suite_is_trained_goes_on_and_takes_rows(tmp_path, tiny):
     assert lines[1]["exits"] == json.loads(first.splitlines()[1])["exits"]
     assert lines[1]["seconds"] is None
     assert all(math.isfinite(x["time"]) and x["total"] > x["temporaries"] > 0 for x in lines)
-    assert (tmp_path / "runs" / "benchmark_digits.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "runs" / "benchmark_digits.svg").read_text(encoding="utf-8")
     assert re.search(r"^\|\s*dgl \|", (tmp_path / "runs" / "benchmark.md").read_text(), re.MULTILINE)
     last = program("benchmark", *given, "--rules=dgl;lopt@1")
     assert last.returncode == 0, last.stderr

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.drawing.figures import Trade, trades
 from experiments.drawing.tables import aligned, spread
+from experiments.drawing.trades import Trade, trades
 from experiments.recipe.suite import Row, Suite, Task, command
 from experiments.training.metrics import IMAGES, Metrics, of_text
 from experiments.training.results import best_exit
@@ -156,12 +156,8 @@ def _where(line: Line) -> str:
     return f"{of['device']}, {of['host_cpus']} cores; Python {of['python']}, jax {of['jax']}, code {of['code']}"
 
 
-def _labelled(row: Row, line: Line) -> str:
-    return _shown(row) + (f" K={len(line['cuts']) + 1}" if line["cuts"] else f" at {row.cuts}" if row.cuts else "")
-
-
 def _picture(task: Task) -> str:
-    return f"benchmark_{task.name}.png"
+    return f"benchmark_{task.name}.svg"
 
 
 def _drawn(task: Task, found: Mapping[str, Summary]) -> dict[str, Summary]:
@@ -171,7 +167,10 @@ def _drawn(task: Task, found: Mapping[str, Summary]) -> dict[str, Summary]:
 
 
 def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
-    """Error against memory and against FLOPs, of each task with several rows; the files that were written."""
+    """Error against memory and against FLOPs, of each task with several rules; the files that were written.
+
+    Rows that change more than rule and cuts are left to the table.
+    """
     written = []
     for task in suite.tasks:
         if not (found := _drawn(task, summaries(task, lines))):
@@ -181,13 +180,14 @@ def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
         points = [
             Trade(
                 rows[name].rule,
-                _labelled(rows[name], of.lines[0]),
+                len(of.lines[0]["cuts"]) + 1,
                 of.lines[0]["total"] / base["total"],
                 of.lines[0]["flops"] / base["flops"],
                 float(np.mean(of.last)),
                 float(np.std(of.last, ddof=1)) if len(of.last) > 1 else 0.0,
             )
             for name, of in found.items()
+            if not rows[name].set
         ]
         written.append(where / _picture(task))
         trades(points, said.axis("at the last exit"), task.title, written[-1])

@@ -5,11 +5,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from experiments.drawing.style import WIDTH, colour, is_remat, label_points, marker, styled, write
 from experiments.drawing.tables import aligned, spread
 from experiments.training.metrics import Metrics
 from experiments.training.results import Results, best_exit, of_seeds, tested
@@ -96,29 +96,28 @@ def table(rows: Mapping[str, Row]) -> str:
     return aligned(cells)
 
 
+@styled
 def picture(rows: Mapping[str, Row], path: Path) -> None:
     """Two panels: the headline number against the memory of a step; over the steps, with a band over the seeds."""
     said = next(iter(rows.values())).metrics
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    trade, curves = figure.subplots(1, 2)
-    colours = matplotlib.colormaps["tab20"]
-    for i, (name, row) in enumerate(rows.items()):
-        memory, height = row.cost.temporaries / MIB, float(np.mean(row.last))
+    figure = Figure(figsize=(WIDTH, 8), layout="constrained")
+    trade, curves = figure.subplots(2, 1)
+    at = []
+    for name, row in rows.items():
+        memory, height = row.cost.total / MIB, float(np.mean(row.last))
         deviation = float(np.std(row.last, ddof=1)) if len(row.last) > 1 else 0.0
-        trade.errorbar(memory, height, deviation, fmt="o", color=colours(i), capsize=3)
-        trade.annotate(f" {name}", (memory, height), fontsize=8)
+        trade.errorbar(memory, height, deviation, fmt=marker(name), color=colour(name), capsize=2, elinewidth=0.8)
+        at.append((name, memory, height, colour(name)))
         mean = np.mean(row.curves, axis=0)
-        curves.plot(row.steps, mean, color=colours(i), marker=".", label=name)
-        curves.fill_between(row.steps, row.curves.min(axis=0), row.curves.max(axis=0), color=colours(i), alpha=0.15)
-    trade.set_xlabel("temporaries of the compiled step (MiB)")
-    trade.set_ylabel(said.axis("at the last exit"))
-    curves.set_xlabel("step")
-    curves.set_ylabel(fill(f"{said.axis('at the last exit')}, mean and range over seeds", 64))
-    curves.set_yscale("log" if said.log else "linear")
+        dashes = "--" if is_remat(name) else "-"
+        curves.plot(row.steps, mean, dashes, color=colour(name), marker=".", label=name)
+        curves.fill_between(row.steps, row.curves.min(axis=0), row.curves.max(axis=0), color=colour(name), alpha=0.15)
+    trade.set(xlabel="memory of a step, data set apart (MiB)", ylabel=said.axis("at the last exit"))
+    curves.set(xlabel="step", yscale="log" if said.log else "linear")
+    curves.set_ylabel(fill(f"{said.axis('at the last exit')}, mean and range over seeds", 48))
     for axis in (curves.yaxis.set_major_formatter, curves.yaxis.set_minor_formatter):
         axis(ScalarFormatter())
-    trade.margins(x=0.12)
-    curves.legend(fontsize=8, frameon=False)
-    for ax in (trade, curves):
-        ax.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    trade.margins(x=0.15, y=0.12)
+    curves.legend(fontsize=8, ncols=2)
+    label_points(trade, at, [(x, y) for _, x, y, _ in at])
+    write(figure, path)

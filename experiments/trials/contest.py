@@ -19,7 +19,7 @@ from experiments.app.errors import UserError
 from experiments.app.files import write_json
 from experiments.app.program import cache_compilations
 from experiments.cost.timed import Runner, take_turns
-from experiments.drawing import figures
+from experiments.drawing import trades
 from experiments.drawing.tables import titled
 from experiments.recipe import noise
 from experiments.training.metrics import counted, metrics_of
@@ -146,7 +146,7 @@ def report(found: dict[str, Any], simulate: Sequence[int], bandwidth: float, wor
         text += [f"Simulated, {between}:", "", titled(table), ""]
     (workdir / "table.md").write_text("\n".join(text), encoding="utf-8")
     print("\n" + "\n".join(text))
-    figures.scaling(curves, workdir / "scaling.png")
+    trades.scaling(curves, workdir / "scaling.png")
     print(f"table: {workdir / 'table.md'}\npicture: {workdir / 'scaling.png'}")
 
 

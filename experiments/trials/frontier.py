@@ -13,8 +13,8 @@ from experiments.app.environment import environment
 from experiments.app.errors import EXHAUSTED, UserError
 from experiments.app.files import as_json, directory, given_path, read_lines, saving
 from experiments.cost.compiled import bound, resident_bytes
-from experiments.drawing.figures import Point, frontier
 from experiments.drawing.tables import aligned
+from experiments.drawing.trades import Point, frontier
 from experiments.recipe.experiment import Experiment
 from experiments.trials.cases import Case
 from jaxlocal.executors import MIB, cost_of
@@ -169,8 +169,10 @@ def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str
             for i, case in enumerate(done):
                 what = (str(i + 1), case.rule, case.cuts, case.executor, case.batch)
                 rows.append((*what, *(cells[i] or "-" for _, cells in said), "*" * best[i]))
-            labels = [case.label(f" (K={x['blocks']})") for case, x in done.items()]
-            panels[group] = [Point(label, *at, star) for label, at, star in zip(labels, points, best, strict=False)]
+            panels[group] = [
+                Point(case.rule, x["blocks"], case.executor, case.accumulate, memory * MIB / base[axis], other, star)
+                for (case, x), (memory, other), star in zip(done.items(), points, best, strict=False)
+            ]
             texts += [f"{aligned(rows)}\n"]
         texts += [*skipped, ""] if skipped else []
     if not panels:
@@ -180,5 +182,5 @@ def report(log: Log, cases: Sequence[Case], columns: Sequence[Column], axis: str
     (log.workdir / "table.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\ntable: {log.workdir / 'table.md'}")
     if drawn := {group: points for group, points in panels.items() if points}:
-        frontier(drawn, f"{axis} memory of a step, data set apart (MiB)", height[0], log.workdir / picture)
+        frontier(drawn, f"{axis} memory of a step, data set apart, ÷ backprop's", height[0], log.workdir / picture)
         print(f"picture: {log.workdir / picture}")
