@@ -7,7 +7,10 @@ code host.
 import ast
 from pathlib import Path
 
+from docutils.nodes import Element, SkipNode
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import jaxlocal
 
@@ -30,6 +33,9 @@ napoleon_numpy_docstring = False
 add_module_names = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = f"jaxlocal {release}"
 templates_path = ["templates"]
 html_additional_pages = {"index": "redirect.html"}
@@ -60,7 +66,20 @@ def skip_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, opti
     return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
+def inline_formula(page: HTML5Translator, node: Element) -> None:
+    """A formula as MathML, which browsers draw by themselves: no script, and nothing to fetch."""
+    page.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def block_formula(page: HTML5Translator, node: Element) -> None:
+    """Likewise, on lines of its own."""
+    page.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Is called by Sphinx."""
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("source-read", add_modules)
