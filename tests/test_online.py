@@ -21,7 +21,7 @@ def test_a_project_without_the_package_is_one_line_and_leaves_nothing(monkeypatc
 
 def test_a_board_that_takes_no_more_is_told_once(monkeypatch, tmp_path, capsys):
     class Run:
-        url, logged = "somewhere", 0
+        url, offline, logged = "somewhere", False, 0
 
         def define_metric(self, *_, **__):
             pass

@@ -1,5 +1,6 @@
 """Long work says how far it is: on a terminal in a bar of its width, in a log in lines."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -25,16 +26,33 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.stream = os.fdopen(theirs, "w", buffering=1)
 
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(OSError):  # gone
+            self.stream.close()
+        with contextlib.suppress(OSError):
+            os.close(self._ours)
+
+    def leave(self) -> None:
+        """As a closed window."""
+        os.close(self._ours)
+
     def written(self) -> str:
         self.stream.flush()
         os.set_blocking(self._ours, False)
         parts = []
-        try:
+        with contextlib.suppress(OSError):  # nothing more
             while part := os.read(self._ours, 65536):
                 parts.append(part)
-        except OSError:  # nothing more
-            pass
         return b"".join(parts).decode()
+
+
+@pytest.fixture
+def terminal(request):
+    with Terminal(getattr(request, "param", 60)) as terminal:
+        yield terminal
 
 
 def shown(text: str) -> list[str]:
@@ -48,9 +66,8 @@ def shown(text: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("columns", [40, 100])
-def test_a_bar_is_as_wide_as_the_terminal(columns, monkeypatch):
-    terminal = Terminal(columns)
+@pytest.mark.parametrize(("terminal", "columns"), [(40, 40), (100, 100)], indirect=["terminal"])
+def test_a_bar_is_as_wide_as_the_terminal(terminal, columns, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     with output_may_be_lost(pytest.fail), Progress("decoding", "img", 10) as bar:  # as a run prints
         bar.delay = bar.mininterval = 0
@@ -73,12 +90,11 @@ def test_work_that_is_soon_done_says_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_lines_stand_above_the_bar(monkeypatch):
-    terminal = Terminal(60)
+def test_lines_stand_above_the_bar(terminal, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal.stream)
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     with bar_below("training", "step", 4) as bar:
-        bar.delay = bar.mininterval = 0
+        bar.mininterval = 0
         for step in range(4):
             bar.update()
             print("step", step, "of", 4, flush=True)
@@ -95,11 +111,10 @@ def test_a_log_of_a_run_has_no_bar(capsys, tmp_path):
     assert "training:" not in "".join(capsys.readouterr())
 
 
-def test_a_terminal_that_goes_away_costs_no_checkpoint(monkeypatch, tmp_path):
+def test_a_terminal_that_goes_away_costs_no_checkpoint(terminal, monkeypatch, tmp_path):
     """What the bar cannot write is dropped, like all else."""
-    terminal = Terminal(60)
     monkeypatch.setattr(sys, "stderr", terminal.stream)
-    os.close(terminal._ours)
+    terminal.leave()
     results = train(digits(), tmp_path)
     assert results.stopped_by is None
     assert (tmp_path / "checkpoints" / "4").is_dir()

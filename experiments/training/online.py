@@ -52,7 +52,7 @@ class Board:
             raise UserError(
                 f"wandb={config.wandb}: {one_line(error)}; `wandb login` once, or WANDB_MODE=offline, or leave it out"
             ) from error
-        print(f"Weights & Biases: {self._run.url or self._run.dir}", flush=True)
+        print(f"Weights & Biases: {self._run.dir if self._run.offline else self._run.url}", flush=True)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Metrics of a step, by the names that TensorBoard has them under."""

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import IO, Any
+from typing import Any
 
 from tqdm.std import tqdm
 
@@ -19,11 +19,20 @@ class Progress(tqdm):
       total: how many there are.
       initial: how many were done before.
       over: what is gone through; None where :meth:`update` counts.
+      delay: seconds until a terminal shows anything: what is soon done needs no bar.
     """
 
     monitor_interval = 0  # no thread beside ours
 
-    def __init__(self, what: str, unit: str, total: int, initial: int = 0, over: Iterable[Any] | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        unit: str,
+        total: int,
+        initial: int = 0,
+        over: Iterable[Any] | None = None,
+        delay: float = 1.0,
+    ) -> None:
         self.in_log = not sys.stderr.isatty()
         super().__init__(
             over,
@@ -35,18 +44,19 @@ class Progress(tqdm):
             file=sys.stderr,
             dynamic_ncols=True,
             leave=False,
-            delay=LOG_EVERY if self.in_log else 1,
+            delay=LOG_EVERY if self.in_log else delay,
             mininterval=LOG_EVERY if self.in_log else 0.2,
             miniters=1,
         )
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Is called by tqdm, when it is time."""
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Is called by tqdm, when it is time; says whether there is anything to clear."""
         if not self.in_log:
-            super().display(msg, pos)
-        elif msg is None:  # an empty message would clear the bar
+            return bool(super().display(msg, pos))
+        if msg is None:  # an empty one is to clear the bar
             self.fp.write(f"{self.as_line()}\n")
             self.fp.flush()
+        return False
 
     def as_line(self) -> str:
         """``decoding cifar10: 12,000 of 50,000 img, 0:05:00 to go``."""
@@ -65,7 +75,7 @@ def progress(over: Iterable[Any], what: str, unit: str, total: int) -> Progress:
 class _Above:
     """A stream of a terminal whose last line is a bar: what is printed goes above it."""
 
-    def __init__(self, stream: IO[str], bar: Progress) -> None:
+    def __init__(self, stream: Any, bar: Progress) -> None:
         self._stream, self._bar, self._hidden = stream, bar, False
 
     def write(self, text: str) -> int:
@@ -84,10 +94,10 @@ class _Above:
 @contextmanager
 def bar_below(what: str, unit: str, total: int, initial: int = 0) -> Iterator[Progress]:
     """A bar on a terminal while other lines are printed, which are what a log has in its place."""
-    with Progress(what, unit, total, initial) as bar:
+    with Progress(what, unit, total, initial, delay=0.0) as bar:
         if bar.in_log:
             bar.disable = True
             yield bar
             return
-        with redirect_stdout(_Above(sys.stdout, bar)), redirect_stderr(_Above(sys.stderr, bar)):  # type: ignore[type-var]
+        with redirect_stdout(_Above(sys.stdout, bar)), redirect_stderr(_Above(sys.stderr, bar)):
             yield bar
