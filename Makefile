@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-short test test-slow test-devices lint types docs pictures clean
+.PHONY: demo demo-short test test-slow test-devices test-site test-dist lint types docs pictures dist clean
 
 demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
 	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
@@ -37,8 +37,18 @@ docs: $(READY)  ## the site, in docs/_build/html; warnings are errors
 pictures: $(READY)  ## the pictures of experiments/results, from the numbers there
 	$(BIN)/python -m experiments.pictures
 
+test-site: docs  ## that, in a browser: chromium or google-chrome
+	$(BIN)/python -m pytest tests/test_site.py
+
+dist: $(READY)  ## what is released, in dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+test-dist: $(READY)  ## that, built anew, in an empty environment and directory
+	$(BIN)/python -m pytest tests/test_dist.py
+
 clean:
-	rm -rf $(VENV) runs docs/_build
+	rm -rf $(VENV) runs docs/_build dist build
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

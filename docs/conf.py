@@ -5,9 +5,13 @@ code host.
 """
 
 import ast
+import re
 from pathlib import Path
 
+from docutils.nodes import Element, SkipNode
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import jaxlocal
 
@@ -30,6 +34,10 @@ napoleon_numpy_docstring = False
 add_module_names = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_favicon = "static/icon.svg"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = f"jaxlocal {release}"
 templates_path = ["templates"]
 html_additional_pages = {"index": "redirect.html"}
@@ -60,7 +68,26 @@ def skip_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, opti
     return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
+def mathml(formula: str, **options: str) -> str:
+    """A formula as browsers draw it by themselves: no script, and nothing to fetch. A name stands apart: log p."""
+    return re.sub(r"(<mi>[a-z]{2,}</mi>)(?=<m[^o])", r'\1<mspace width="0.17em" />', convert(formula, **options))
+
+
+def inline_formula(page: HTML5Translator, node: Element) -> None:
+    """A formula in a line of text; a long one may be scrolled."""
+    kind = "math long" if len(node.astext()) > 40 else "math"
+    page.body.append(f'<span class="{kind}">{mathml(node.astext())}</span>')
+    raise SkipNode
+
+
+def block_formula(page: HTML5Translator, node: Element) -> None:
+    """A formula on a line of its own."""
+    page.body.append(f'<div class="math">{mathml(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Is called by Sphinx."""
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("source-read", add_modules)

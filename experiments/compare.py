@@ -49,7 +49,7 @@ from experiments.trials.combinations import combinations, settled_by
 from jaxlocal.data import Input
 from jaxlocal.executors import Cost
 
-_CONFIG = config_flag("The recipe: a file of experiments/configs.")
+_CONFIG = config_flag("The recipe.")
 _RULES = flags.DEFINE_string("rules", "auglocal,backprop", "Rules to train, as calls: auglocal,man(dgl).")
 _CUTS = flags.DEFINE_string(
     "cuts", None, "Cuts to train each rule under, semicolons between: 3;2,3,4. Default: those of the config."

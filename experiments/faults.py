@@ -26,7 +26,7 @@ from experiments.training.workdir import check
 from experiments.trials.injected import Outcome, cuts, kills, limits, poison, short, small, soak
 from experiments.trials.surroundings import around, mutated
 
-_CONFIG = config_flag("What is trained: a file of experiments/configs.", small)
+_CONFIG = config_flag("What is trained.", small)
 _KILLS = flags.DEFINE_integer("kills", 0, "How often a run is killed at a random moment.", lower_bound=0)
 _LIMITS = flags.DEFINE_integer("limits", 0, "How often files may not grow beyond a random limit.", lower_bound=0)
 _CUT = flags.DEFINE_bool("cut", True, "Empty and halve every file of a checkpoint, one after another.")

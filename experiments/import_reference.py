@@ -33,7 +33,7 @@ from experiments.training.metrics import metrics_of
 from experiments.training.record import Recorder
 from experiments.training.workdir import claimed
 
-_CONFIG = config_flag("The network and rule of the weights: a file of experiments/configs.")
+_CONFIG = config_flag("The network and rule of the weights.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "The state_dict: a .safetensors or .npz file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A new directory for the run.")
 

@@ -31,7 +31,7 @@ from experiments.recipe.registry import DTYPES, EXECUTORS
 from jaxlocal.data import Input
 from jaxlocal.executors import MIB, accelerator
 
-_CONFIG = config_flag("A file of experiments/configs to take everything from that no flag gives.", runs=False)
+_CONFIG = config_flag("Where everything comes from that no flag gives.", runs=False)
 _MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
 _RULE = flags.DEFINE_string("rule", None, "A rule, as a call: 'auglocal(depth=2)'.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Examples in a step.", lower_bound=1)

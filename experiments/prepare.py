@@ -2,7 +2,7 @@
 
 .. code-block:: shell
 
-    pip install -e '.[prepare]'          # TensorFlow, which only this command needs
+    pip install 'jaxlocal[prepare]'      # TensorFlow, which only this command needs
     python -m experiments.prepare --dataset=cifar10 --data_dir=$HOME/tensorflow_datasets
 
 Any image classification set of TFDS can be prepared, by its name there.
@@ -34,7 +34,7 @@ def main() -> None:
         raise UserError(str(error)) from error
     if not builder.is_prepared():
         if importlib.util.find_spec("tensorflow") is None:
-            raise UserError("preparing a data set needs TensorFlow: pip install -e '.[prepare]'")
+            raise UserError("preparing a data set needs TensorFlow: pip install 'jaxlocal[prepare]'")
         try:
             builder.download_and_prepare()
         except Exception as error:

@@ -19,7 +19,7 @@ from experiments.cost.search import settled
 from experiments.drawing.style import svg
 from experiments.pages.network import blocks_of, draw, heads_of, table
 
-_CONFIG = config_flag("What to show: a file of experiments/configs.", runs=False)
+_CONFIG = config_flag("What to show.", runs=False)
 _DEVICE = flags.DEFINE_string("device", "", "A device to compile for instead of this one, as h100 or v5e.")
 _SVG = flags.DEFINE_string("svg", None, "A file for the picture of it.")
 

@@ -24,12 +24,12 @@ from experiments.training.loop import train_and_evaluate
 from experiments.training.workdir import check, holds_run, load_config
 
 processes.define_flags()
-_CONFIG = config_flag("What to train: a file of experiments/configs.")
+_CONFIG = config_flag("What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics and checkpoints go.")
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Trace a few steps into WORKDIR/profile, and print where their time goes, by block."
 )
-_LIST = flags.DEFINE_bool("list", False, "Print the known rules, models, optimizers and data sets, and end.")
+_LIST = flags.DEFINE_bool("list", False, "Print the known configs, rules, models, optimizers and data sets, and end.")
 
 
 def main() -> int:

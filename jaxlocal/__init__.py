@@ -14,4 +14,4 @@ from jaxlocal.readouts import feature_objective, readout
 from jaxlocal.rule import LocalRule, Rule
 from jaxlocal.task import Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

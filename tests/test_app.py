@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,11 @@ from ml_collections import FrozenConfigDict
 from experiments.app.errors import UserError
 from experiments.app.files import as_json, given_path, write_json
 from experiments.app.output import output_may_be_lost
+from experiments.app.program import CONFIGS
+from experiments.app.usage import headline
 from experiments.configs import common
 from experiments.recipe.build import build
+from experiments.recipe.registry import listing
 from experiments.training.record import Recorder
 from experiments.training.trained import restore
 from experiments.training.workdir import claimed
@@ -153,6 +157,27 @@ def test_a_home_where_nothing_can_be_written_is_no_reason_to_end(tmp_path):
     done = program("train", *run, "--config.duration=2 steps", HOME="/proc/none", JAXLOCAL_CACHE="")
     assert done.returncode == 0, done.stderr
     assert "compilation cache" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("train", "config workdir list num_processes"), ("memory", "rules device"), ("analyze", "data_dir workdir")],
+)
+def test_help_is_of_the_program_and_its_own_flags(name, own):
+    done = program(name, "--help")
+    about, flags = done.stdout.split("\nflags:\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert about.splitlines()[0] == headline(ROOT / "experiments" / f"{name}.py")
+    assert f"\n    python -m experiments.{name} --" in about
+    assert not re.search("``|\\.\\. ", about)
+    known = set(re.findall(r"^  --(?:\[no\])?(\w+):", flags, re.MULTILINE))
+    assert {*own.split(), "debug"} <= known
+    assert not {flag for flag in known if re.search("chex|orbax|tfds|flagfile|undefok|verbosity|^help", flag)}
+
+
+def test_configs_are_listed_by_the_names_they_go_by():
+    listed = re.findall(r"^config +(\w+)  +(.+)", listing(), re.MULTILINE)
+    assert dict(listed) == {path.stem: headline(path) for path in CONFIGS.glob("[a-z]*_*.py")}
 
 
 @pytest.mark.slow

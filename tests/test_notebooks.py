@@ -41,11 +41,20 @@ def execute(notebook) -> list[nbformat.NotebookNode]:
 
 @every_notebook
 def test_outputs_are_saved_in_order(path):
-    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    install, *cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert (install.execution_count, install.outputs) == (None, [])
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_first_cell_installs_where_nothing_is():
+    """And does nothing here."""
+    (cell, *_), *others = [[c for c in nbformat.read(path, 4).cells if c.cell_type == "code"] for path in NOTEBOOKS]
+    assert all(cells[0].source == cell.source for cells in others)
+    assert cell.source.endswith('if importlib.util.find_spec("jaxlocal") is None:\n    %pip install --quiet jaxlocal')
+    assert execute(nbformat.v4.new_notebook(cells=[cell])) == []
 
 
 @every_notebook

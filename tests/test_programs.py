@@ -658,7 +658,7 @@ def test_prepare_says_what_it_needs():
     assert_one_line_error(program("prepare"), "--dataset", "cifar10")
     assert_one_line_error(program("prepare", "--dataset=cifar"), "'cifar'", "cifar10")
     assert_one_line_error(program("prepare", "--dataset=tinyshakespeare"), "this one needs no preparing")
-    assert_one_line_error(program("prepare", "--dataset=cifar10"), "TensorFlow", "pip install -e '.[prepare]'")
+    assert_one_line_error(program("prepare", "--dataset=cifar10"), "TensorFlow", "pip install 'jaxlocal[prepare]'")
 
 
 @pytest.mark.parametrize(

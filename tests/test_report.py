@@ -12,9 +12,9 @@ from experiments.app.errors import NOT_SAVED, UserError
 from experiments.configs import common
 from experiments.drawing import figures
 from experiments.pages.report import page, read
+from tests.browser import needs_browser, opened
 from tests.programs import assert_one_line_error, program, train
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "br"}
 
 
@@ -95,29 +95,19 @@ def test_pictures_of_an_analysis_are_in_the_page_but_nothing_that_acts(runs, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome is installed; PyPI has none")
+@needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_opens_in_a_browser(runs, tmp_path, width):
     """Without errors or requests; nothing sticks out of a phone's window; pictures are as wide as they should be."""
-    from playwright.sync_api import sync_playwright
-
     path = tmp_path / "report.html"
     path.write_text(page(read(runs)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": width, "height": 844})
-        said, asked = [], []
-        view.on("console", lambda message: said.append(message.text))
-        view.on("pageerror", lambda error: said.append(str(error)))
-        view.on("request", lambda request: asked.append(request.url))
-        view.goto(path.as_uri())
+    with opened(path.as_uri(), width) as (view, said, asked):
         assert view.evaluate("document.documentElement.scrollWidth") <= width
         pictures = view.evaluate("[...document.querySelectorAll('svg')].map(x => x.getBoundingClientRect())")
         assert len(pictures) == 7  # the comparison, and two of each run
         assert all(0.7 * min(width, 500) < box["width"] <= width for box in pictures)
         left = {round(box["x"]) for box in pictures}
         assert (len(left) > 1) == (width > 1000)  # side by side where there is room
-        browser.close()
     assert said == []
     assert asked == [path.as_uri()]
 

@@ -106,7 +106,7 @@ def test_tokens_without_a_tokenizer():
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"needs a package: pip install 'jaxlocal\[tokenizers\]'"):
+    with pytest.raises(ValueError, match=r"needs a package: pip install 'jaxlocal\[text\]'"):
         Tokens("{}").encode("a")
 
 

@@ -1,11 +1,11 @@
 """The command ``jaxlocal``: the programs, from any directory, whatever packages are there."""
 
-import ast
 import runpy
 import sys
 from pathlib import Path
 
 from experiments.app.errors import BAD_INPUT, UserError, one_of
+from experiments.app.usage import headline
 
 _PROGRAMS = Path(__file__).parents[1]
 
@@ -17,7 +17,7 @@ def main() -> None:
     if name in ("--help", "-h", "help"):
         print("jaxlocal PROGRAM --flag=value ...; of each, jaxlocal PROGRAM --help tells the flags\n")
         for program, path in known.items():
-            print(f"  {program:<18}{(ast.get_docstring(ast.parse(path.read_bytes())) or '').splitlines()[0]}")
+            print(f"  {program:<18}{headline(path)}")
         return
     try:
         one_of("program", name, tuple(known))

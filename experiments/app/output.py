@@ -29,6 +29,12 @@ class _Output(io.TextIOBase):
         with self._kept():
             self._stream.flush()
 
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
         try:

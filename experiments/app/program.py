@@ -20,6 +20,7 @@ from experiments.app.calls import parse_call
 from experiments.app.errors import BAD_INPUT, EXHAUSTED, UserError, one_line
 from experiments.app.files import given_path
 from experiments.app.output import discard
+from experiments.app.usage import ASKED, usage
 from jaxlocal.data.sources import default_cache_dir
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -41,6 +42,9 @@ def run(main: Callable[..., int | None], *, arguments: bool = False) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def parse(argv: Sequence[str]) -> list[str]:
+        if {*argv[1:]} & {*ASKED}:
+            print(usage())
+            raise SystemExit
         try:
             return flags.FLAGS([_config_by_name(_call_as_dict(argument)) for argument in argv])
         except Exception as error:
@@ -147,13 +151,18 @@ def config_flag(
     The reader raises UserError if no config was given and there is no default, its file could not be read, or it
     cannot be run.
     """
-    holder = config_flags.DEFINE_config_file("config", None, meaning)
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        f"{meaning} One of ours by name, as auglocal_digits, or auglocal_digits:smoke for a run of seconds; or a file "
+        "of one's own. --config.FIELD=VALUE overrides a field, --config.rule='man(dgl)' a whole rule.",
+    )
 
     def read() -> ConfigDict:
         if holder.value is None:
             if default:
                 return default()
-            raise UserError("--config is needed, as in --config=experiments/configs/auglocal_digits.py")
+            raise UserError("--config is needed, as --config=auglocal_digits; `jaxlocal train --list` names them")
         try:
             config = holder.value.copy_and_resolve_references()
         except OSError as error:  # a file that is not there is found out only here

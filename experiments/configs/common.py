@@ -38,6 +38,7 @@ def digits() -> ConfigDict:
             "duration": "12 epochs",
             "eval_every": "1 epochs",
             "log_every": "1 epochs",
+            "wandb": "",  # a project of Weights & Biases that gets the metrics, too
             "on_divergence": "stop",  # or skip (the block's update alone), or rollback (to the last checkpoint)
             "dtype": "float32",
             "executor": "fused",  # fused, streamed, streamed+offload, pipelined

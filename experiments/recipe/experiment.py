@@ -15,6 +15,7 @@ from experiments.app import processes
 from experiments.app.errors import UserError, user_input
 from jaxlocal import data
 from jaxlocal.block import Block, BlockState
+from jaxlocal.data.progress import progress
 from jaxlocal.executors import BlockMetrics, Executor, Placement, TrainState
 from jaxlocal.feed import Feed
 from jaxlocal.network import Network
@@ -139,7 +140,8 @@ class Experiment(NamedTuple):
 
         pending: deque[tuple[int, BlockMetrics]] = deque()
         with closing(_readable(self.dataset.test(self.placement, self.config.eval_batch_size))) as chunks:
-            for count, chunk in chunks:
+            number = -(-self.dataset.num_test // self.config.eval_batch_size)
+            for count, chunk in progress(chunks, "evaluating", "batch", number):
                 pending.append((count, self.executor.evaluate(state, chunk)))
                 if len(pending) > 2:  # of the chunks that are under way, each is in memory
                     add(*pending.popleft())

@@ -12,6 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError, one_line, one_of, user_input
+from experiments.app.program import CONFIGS
+from experiments.app.usage import headline
 from jaxlocal import data, models, optimizers, rules
 from jaxlocal.executors import fused, pipelined, streamed
 from jaxlocal.rule import Rule
@@ -105,8 +107,8 @@ def make_rule(spec: Mapping[str, Any]) -> Rule:
 
 
 def listing() -> str:
-    """What ``--list`` prints: every name with its parameters and defaults."""
-    lines = []
+    """What ``--list`` prints: every config with what it is, every other name with its parameters and defaults."""
+    lines = [f"{'config':<10} {path.stem:<28}{headline(path)}" for path in sorted(CONFIGS.glob("[a-z]*_*.py"))]
     for kind, table in (("rule", RULES), ("model", MODELS), ("optimizer", OPTIMIZERS)):
         for name, function in sorted(table.items()):
             shown = ", ".join(

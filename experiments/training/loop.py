@@ -23,12 +23,14 @@ from experiments.training.clock import Chrono
 from experiments.training.divergence import DivergedError, Watch, with_other_key
 from experiments.training.metrics import counted, metrics_of
 from experiments.training.notebook import printing_in_place
+from experiments.training.online import Board, check_wandb
 from experiments.training.profiling import Profiler
 from experiments.training.record import Recorder
 from experiments.training.results import Results, size_of, tested
 from experiments.training.trained import start_from
 from experiments.training.workdir import check, claimed
 from jaxlocal import data
+from jaxlocal.data.progress import Progress, bar_below
 from jaxlocal.executors import MIB, BlockMetrics, TrainState, cost_of
 
 
@@ -47,6 +49,7 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
     """
     config = experiment.config
     check(workdir, config)
+    check_wandb(config.wandb)
     if isinstance(experiment.dataset, data.Described):
         raise UserError("the experiment has no data set, only its description: build it from its config")
     if config.device:
@@ -71,17 +74,18 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
             if rolled_back is not None:
                 state = with_other_key(state)
             with (
-                closing(Recorder(workdir, last, config.seed)) as recorder,
+                closing(Recorder(workdir, last, config.seed, _board(workdir, config))) as recorder,
                 closing(
                     Profiler(workdir / "profile", last if profile else None, experiment.executor.programs)
                 ) as profiler,
                 closing(experiment.batches(range(last, experiment.num_steps))) as batches,
+                bar_below("training", "step", experiment.num_steps, last) as bar,
             ):
                 if config.start_from and not recorder.history:
                     test(0, state, experiment, recorder)
                 try:
                     seeds, stopped_by = _loop(
-                        experiment, state, last, batches, watch, recorder, checkpoints, received, profiler
+                        experiment, state, last, batches, watch, recorder, checkpoints, received, profiler, bar
                     )
                     break
                 except DivergedError as error:
@@ -91,6 +95,10 @@ def train_and_evaluate(experiment: Experiment, workdir: Path, *, profile: bool =
                     print(f"warning: {error}; back to step {rolled_back}", file=sys.stderr, flush=True)
             state = _start(experiment, workdir)
     return Results(workdir, recorder.history, about, seeds, stopped_by, metrics_of(experiment))
+
+
+def _board(workdir: Path, config: FrozenConfigDict) -> Board | None:
+    return Board(workdir, config) if config.wandb and processes.first() else None
 
 
 def _start(experiment: Experiment, workdir: Path) -> TrainState:
@@ -114,6 +122,7 @@ def _loop(
     checkpoints: Checkpoints,
     received: Sequence[signal.Signals],
     profiler: Profiler,
+    bar: Progress,
 ) -> tuple[Sequence[Blocks], signal.Signals | None]:
     """Steps, log lines, evaluations and checkpoints, until the end or a signal: ``(seeds, stopped by)``.
 
@@ -145,6 +154,7 @@ def _loop(
         state, metrics = experiment.executor.step(state, batch)
         done = step + 1
         under_way.append((done, metrics))
+        bar.update()
         logged = look(done - len(experiment.stages))
         if not chrono.running:
             jax.block_until_ready(state)

@@ -1,10 +1,10 @@
-"""What a run leaves behind: ``metrics.jsonl`` and TensorBoard events."""
+"""What a run leaves behind: ``metrics.jsonl`` and TensorBoard events, and what Weights & Biases is told."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tensorboardX.summary import scalar
 from experiments.app import processes
 from experiments.app.files import read_lines, replace_text
 from experiments.recipe.experiment import Blocks
+from experiments.training.online import Board
 from experiments.training.results import mean
 
 
@@ -25,8 +26,8 @@ class Recorder:
     Of several processes the first one writes; the others only remember.
     """
 
-    def __init__(self, workdir: Path, step: int, first_seed: int = 0) -> None:
-        self._first_seed = first_seed
+    def __init__(self, workdir: Path, step: int, first_seed: int = 0, board: Board | None = None) -> None:
+        self._first_seed, self._board = first_seed, board
         path = workdir / "metrics.jsonl"
         self.history = [line for line in read_lines(path) if line["step"] <= step]
         processes.together("history read")
@@ -48,11 +49,8 @@ class Recorder:
         self.history += lines
         self._file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._file.flush()
-        for name, value in scalars.items():
-            self._scalar(f"{split}/{name}", value, step)
-        for i, block in enumerate(mean(seeds)):
-            for name, value in block.items():
-                self._scalar(f"{split}/block_{i:02d}/{name}", value, step)
+        means = {f"{split}/block_{i:02d}/{name}": x for i, block in enumerate(mean(seeds)) for name, x in block.items()}
+        self._scalars(step, {f"{split}/{name}": x for name, x in scalars.items()} | means)
 
     def sync(self) -> None:
         """Returns when everything is on disk."""
@@ -61,17 +59,22 @@ class Recorder:
             self._events.flush()
 
     def timing(self, step: int, name: str, per_second: float) -> None:
-        """Records throughput, for TensorBoard only: a resumed run repeats its metrics, not its speed."""
-        self._scalar(f"train/{name}", per_second, step)
+        """Records throughput, not in ``metrics.jsonl``: a resumed run repeats its metrics, not its speed."""
+        self._scalars(step, {f"train/{name}": per_second})
 
     def close(self) -> None:
         """Flushes everything to disk."""
         with closing(self._file):
             if self._events:
                 self._events.close()
+            if self._board:
+                self._board.close()
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        self._event(step, summary=scalar(name, value))
+    def _scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._event(step, summary=scalar(name, value))
+        if self._board:
+            self._board.log(step, scalars)
 
     def _event(self, step: int, **what: Any) -> None:
         """Written here and now: the thread of ``SummaryWriter`` would die of a full disk, and all wait for it."""

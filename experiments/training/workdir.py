@@ -20,7 +20,17 @@ from experiments.configs import common
 
 _FILE = "config.json"
 # Fields that may change when a run goes on: they hardly touch its results, and machines differ.
-_FREE = ("evidence", "data_dir", "eval_batch_size", "executor", "stages", "data_parallel", "workers", "on_divergence")
+_FREE = (
+    "evidence",
+    "data_dir",
+    "eval_batch_size",
+    "executor",
+    "stages",
+    "data_parallel",
+    "workers",
+    "on_divergence",
+    "wandb",
+)
 # Fields that runs of older versions do not have; they ran as the shared configs say.
 _ADDED = (
     *_FREE,

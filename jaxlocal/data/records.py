@@ -10,6 +10,7 @@ import numpy as np
 from jaxlocal.data import images
 from jaxlocal.data.augment import Recipe
 from jaxlocal.data.images import Box, UnreadableError
+from jaxlocal.data.progress import progress
 
 SEEN = 256  # images that say what all of a set are like, at most
 
@@ -129,11 +130,9 @@ def in_order(records: Records, chosen: Sequence[int], box: Callable[[int, int], 
     Raises:
       UnreadableError: if one cannot be read, or has no label.
     """
-    from tqdm.auto import tqdm
-
     image = np.empty((len(chosen), side[0], side[-1], records.channels), np.uint8)
     label = np.empty(len(chosen), np.int32)
-    for place, index in enumerate(tqdm(chosen, desc=f"decoding {records.name}", unit="img", delay=2, mininterval=1)):
+    for place, index in enumerate(progress(chosen, f"decoding {records.name}", "img", len(chosen))):
         image[place], label[place] = records.read(index, box, *side)
         if label[place] < 0:
             raise UnreadableError(f"{records.name}: example {index} has no label")

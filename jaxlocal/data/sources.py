@@ -18,6 +18,7 @@ from jaxtyping import Int32, UInt8
 from jaxlocal.data.augment import Recipe
 from jaxlocal.data.images import Box, fitted, middle_box
 from jaxlocal.data.prepared import NAMES, TFDS_NAMES, tfds_builder, tfds_records, unknown
+from jaxlocal.data.progress import progress
 from jaxlocal.data.records import Listed, Records, content, in_order
 
 
@@ -252,11 +253,9 @@ def _read(path: Path) -> Split | None:
 
 
 def _decode(source: Any, description: str) -> Split:
-    from tqdm.auto import tqdm
-
     first = source[0]["image"]
     split = Split(np.empty((len(source), *first.shape), np.uint8), np.empty(len(source), np.int32))
-    for i in tqdm(range(len(source)), desc=description, unit="img", delay=2, mininterval=1):
+    for i in progress(range(len(source)), description, "img", len(source)):
         example = source[i]
         split.image[i], split.label[i] = example["image"], example["label"]
     return split

@@ -160,7 +160,7 @@ class Tokens(Vocabulary):
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise ValueError("a tokenizer.json needs a package: pip install 'jaxlocal[tokenizers]'") from error
+            raise ValueError("a tokenizer.json needs a package: pip install 'jaxlocal[text]'") from error
         try:
             tokenizer = Tokenizer.from_str(self.content)
         except Exception as error:  # the package raises no other
