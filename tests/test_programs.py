@@ -34,6 +34,7 @@ from tests.programs import ROOT, assert_one_line_error, program, train
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
 SLOW = {
     "auglocal_cifar10_resnet110",
+    "auglocal_digits_deep",
     "auglocal_vit_cifar10",
     "man_cifar10",
     "auglocal_imagenet",
