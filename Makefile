@@ -3,16 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# GPT-2 small in two blocks, compiled for an H100, which need not be here.
+H100 = $(BIN)/python -m experiments.memory --models='gpt(layers=12,heads=12,features=768,context=1024,vocabulary=50304)' \
+  --rules='remat(backprop),greedy' --cuts=even:2 --batch_sizes=8 --dtypes=bfloat16 --executors=fused --device=h100 \
+  --workdir=runs/h100
 
-.PHONY: demo demo-short test test-slow test-devices test-site test-dist lint types docs pictures dist clean
+.PHONY: demo demo-short demo-text demo-text-short test test-slow test-devices test-site test-dist lint types docs pictures dist clean
 
-demo: $(READY)  ## train AugLocal and backprop on digits; table and picture in runs/demo
-	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py \
-	  --rules=auglocal,backprop --workdir=runs/demo
+demo-short demo-text-short: FORM := :smoke
 
-demo-short: $(READY)  ## the same in a few steps
-	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits.py:smoke \
-	  --rules=auglocal,backprop --workdir=runs/demo-short
+demo demo-short: $(READY)  ## local rules beside backprop on digits; table, and picture in runs/demo; -short: in a few steps
+	$(BIN)/python -m experiments.compare --config=experiments/configs/auglocal_digits_deep.py$(FORM) \
+	  --rules='auglocal,dgl(width=0.5),remat(backprop,every=4),backprop' --workdir=runs/$@
+
+demo-text demo-text-short: $(READY)  ## a GPT in two blocks, for a minute; what each writes; what GPT-2 takes on an H100
+	$(BIN)/python -m experiments.train --config=experiments/configs/greedy_shakespeare.py$(FORM) --workdir=runs/$@
+	$(BIN)/python -m experiments.generate --workdir=runs/$@ --exit=1 --prompt=ROMEO: --temperature=0.8 --length=200
+	$(BIN)/python -m experiments.generate --workdir=runs/$@ --exit=2 --prompt=ROMEO: --temperature=0.8 --length=200
+	@if $(BIN)/python -c 'import jax_cuda12_plugin' 2>/dev/null; then $(H100); else \
+	  echo "What GPT-2 takes on an H100 is known to its compiler, 2.6 GB, which is not installed. To ask it:"; \
+	  echo "  $(BIN)/python -m pip install -e '.[cuda]' -c constraints.txt && make demo-text"; fi
 
 test: $(READY)  ## the suite, but for what is marked slow
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

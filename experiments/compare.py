@@ -8,9 +8,11 @@ r"""Trains several rules under one recipe and several seeds, and puts them side 
 Rules are written as calls: ``dgl``, ``auglocal(depth=3)``, ``man(infopro(contrast=True))``.
 The config's own rule keeps its parameters where it is mentioned by its bare name. What each
 step costs is measured first, in a process of its own; then the speeds, by turns; then
-every rule trains with every seed. The table goes to the terminal and to ``table.md``,
-the picture to ``comparison.png``. Interrupted, it goes on where it was; finished runs
-are kept, so that rules and seeds can be added later (seeds trained together are one run).
+every rule trains with every seed. The table goes to the terminal with the columns that
+``--columns`` names, and with all of them to ``table.md``; the picture to ``comparison.png``.
+Interrupted, it goes on where it was; finished runs are kept, so that rules and seeds can be
+added later (seeds trained together are one run). Memory is all that a step has to have at its
+highest point, by the compiler's plan: state, batch, activations, gradients; without the data set.
 
 .. code-block:: shell
 
@@ -24,7 +26,7 @@ under the same config that is moved there is taken over.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -33,13 +35,13 @@ from ml_collections import ConfigDict
 
 from experiments.app.calls import parse_call, parse_calls
 from experiments.app.environment import environment
-from experiments.app.errors import UserError
+from experiments.app.errors import UserError, one_of
 from experiments.app.files import as_directory, directory, write_json
 from experiments.app.program import config_flag, required_path, run
-from experiments.cost.compiled import lowered_flops
+from experiments.cost.compiled import lowered_flops, resident_bytes
 from experiments.cost.search import settled, widened
 from experiments.cost.timed import measure_alone, speeds
-from experiments.pages.comparison import Row, picture, summarise, table
+from experiments.pages.comparison import COLUMNS, Row, picture, sentence, summarise, table
 from experiments.recipe.build import build, changed, rebuilt
 from experiments.recipe.experiment import Experiment
 from experiments.training.loop import train_and_evaluate
@@ -63,11 +65,16 @@ _BATCH_SEEDS = flags.DEFINE_bool(
 _EQUAL_FLOPS = flags.DEFINE_string(
     "equal_flops", None, "A rule, as in --rules: every rule that has a width gets the one that takes its FLOPs."
 )
+_COLUMNS = flags.DEFINE_list(
+    "columns",
+    ["blocks", "last", "memory", "time", "mib"],
+    f"Columns of the table that is printed, in this order: {', '.join(COLUMNS)}; or all. The file has all of them.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs, the table and the picture go.")
 
 
 def costs(experiments: Mapping[str, Experiment], path: Path) -> dict[str, Cost]:
-    """The cost of each, measured in a fresh process; those in ``path`` are known."""
+    """The cost of each without the data set, measured in a fresh process; those in ``path`` are known."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, experiment in experiments.items():
         what = _what(experiment)
@@ -76,18 +83,20 @@ def costs(experiments: Mapping[str, Experiment], path: Path) -> dict[str, Cost]:
         print(f"measuring {name}", flush=True)
         known[name] = {"of": what, "cost": measure_alone(experiment)._asdict()}
         write_json(path, known)
-    return {name: Cost(**known[name]["cost"]) for name in experiments}
+    found = {name: Cost(**known[name]["cost"]) for name in experiments}
+    data = {name: resident_bytes(experiment, experiment.abstract()[1]) for name, experiment in experiments.items()}
+    return {name: cost._replace(total=cost.total - data[name]) for name, cost in found.items()}
 
 
-def relative_speeds(experiments: Mapping[str, Experiment], path: Path) -> dict[str, float]:
-    """Examples per second relative to backprop, measured by turns; read from ``path`` if all are there."""
+def relative_times(experiments: Mapping[str, Experiment], path: Path) -> dict[str, float]:
+    """Seconds per example ÷ backprop's, measured by turns; read from ``path`` if all are there."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     what = {name: _what(experiment) for name, experiment in experiments.items()}
     if not what.items() <= known.get("of", {}).items():
         print("measuring speeds by turns", flush=True)
         known = {"of": what, "speeds": speeds(experiments)}
         write_json(path, known)
-    return {name: known["speeds"][name] / known["speeds"]["backprop"] for name in experiments}
+    return {name: known["speeds"]["backprop"] / known["speeds"][name] for name in experiments}
 
 
 def _what(experiment: Experiment) -> str:
@@ -115,6 +124,11 @@ def flops_of(config: ConfigDict, target: str, dataset: Input) -> float:
     return lowered_flops(settled(changed(config, rule=rule), dataset=dataset))
 
 
+def chosen_columns(names: Sequence[str]) -> list[str]:
+    """Those of the printed table, each known; ``all`` alone is every one."""
+    return list(COLUMNS) if list(names) == ["all"] else [one_of("column", name, tuple(COLUMNS)) for name in names]
+
+
 def main() -> int:
     """Measures, trains, then writes the table and the picture."""
     config = _CONFIG()
@@ -127,6 +141,7 @@ def main() -> int:
         )
     if _CUTS.value and _EQUAL_FLOPS.value:
         raise UserError("--equal_flops is for one set of cuts: leave out --cuts, and give --config.cuts")
+    columns = chosen_columns(_COLUMNS.value)
     workdir = required_path(_WORKDIR, "a directory for the run's files")
     specs = parse_calls(_RULES.value, "rules", config.rule)
     configs = combinations(config, specs, _CUTS.value)
@@ -148,7 +163,7 @@ def main() -> int:
             check(run_dir, experiment.config)
     directory(workdir)
     cost_of = costs(experiments, workdir / "costs.json")
-    speed_of = relative_speeds(experiments, workdir / "speeds.json")
+    time_of = relative_times(experiments, workdir / "speeds.json")
     rows: dict[str, Row] = {}
     for name in chosen:
         print(f"\n{name}: {experiments[name].config.rule.to_dict()}", flush=True)
@@ -158,14 +173,14 @@ def main() -> int:
             results.append(train_and_evaluate(experiment, run_dir))
             if stopped := results[-1].stopped_by:
                 return 128 + stopped
-        rows[name] = summarise(results, cost_of[name], speed_of[name])
-    text = table(rows)
-    (workdir / "table.md").write_text(text + "\n", encoding="utf-8")
+        rows[name] = summarise(results, cost_of[name], cost_of["backprop"], time_of[name])
+    (workdir / "table.md").write_text(f"{table(rows)}\n\n{sentence(rows)}\n", encoding="utf-8")
     picture(rows, workdir / "comparison.png")
     seeds = f"{_SEEDS.value} seed{'s' * (_SEEDS.value > 1)}"
     said = metrics_of(experiments["backprop"])
-    print(f"\n{said.name.capitalize()} on {config.dataset}, {config.model.name}, {seeds}:\n\n{text}\n")
-    print(f"table: {workdir / 'table.md'}   picture: {workdir / 'comparison.png'}")
+    print(f"\n{said.name.capitalize()} on {config.dataset}, {config.model.name}, {seeds}:\n\n{table(rows, columns)}\n")
+    print(f"{sentence(rows)}\n")
+    print(f"all columns: {workdir / 'table.md'}   picture: {workdir / 'comparison.png'}")
     return 0
 
 

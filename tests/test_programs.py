@@ -34,6 +34,7 @@ from tests.programs import ROOT, assert_one_line_error, program, train
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*_*.py"))
 SLOW = {
     "auglocal_cifar10_resnet110",
+    "auglocal_digits_deep",
     "auglocal_vit_cifar10",
     "man_cifar10",
     "auglocal_imagenet",
@@ -54,6 +55,12 @@ def get_config(path: Path, mode: str = "") -> ConfigDict:
     namespace: dict = {}
     exec(compile(path.read_text(), str(path), "exec"), namespace)
     return namespace["get_config"](mode)
+
+
+def table_of(text: str) -> list[dict[str, str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def digits(**changes) -> ConfigDict:
@@ -216,18 +223,19 @@ def test_compare_writes_a_table_and_a_picture(tmp_path):
     flags = [DIGITS, "--seeds=2", f"--workdir={tmp_path}"]
     done = program("compare", *flags, "--rules=auglocal,man(dgl),backprop")
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "table.md").read_text()
-    assert table in done.stdout
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert [row[0] for row in cells] == ["auglocal", "man(dgl)", "backprop"]
-    assert [row[1] for row in cells] == ["4", "6", "1"]
-    assert all("±" in row[2] for row in cells)
-    assert cells[-1][-1] == "1.00"
+    rows = table_of((tmp_path / "table.md").read_text())
+    assert [row["rule"] for row in rows] == ["auglocal", "man(dgl)", "backprop"]
+    assert [row["blocks"] for row in rows] == ["4", "6", "1"]
+    assert all("±" in row["last exit, error %"] for row in rows)
+    assert rows[-1]["time ÷ backprop's"] == rows[-1]["memory ÷ backprop's"] == "1.00"
+    shown = ("rule", "blocks", "last exit, error %", "memory ÷ backprop's", "time ÷ backprop's", "memory MiB")
+    assert table_of(done.stdout) == [{title: row[title] for title in shown} for row in rows]
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     metrics = tmp_path / "man_dgl" / "seed_1" / "metrics.jsonl"
     before = metrics.stat().st_mtime, metrics.read_text()
-    again = program("compare", *flags, "--rules=man(dgl),greedy")
+    again = program("compare", *flags, "--rules=man(dgl),greedy", "--columns=heads,blocks")
     assert again.returncode == 0, again.stderr
+    assert [list(row) for row in table_of(again.stdout)] == [["rule", "in heads", "blocks"]] * 2
     assert "measuring greedy" in again.stdout
     assert "measuring man(dgl)" not in again.stdout
     assert metrics.read_text() == before[1]
@@ -241,6 +249,8 @@ def test_compare_writes_a_table_and_a_picture(tmp_path):
         (["--rules=auglocal,auglocal()"], ["directory"]),
         (["--rules=dgl", "--equal_flops=auglocal,dgl"], ["one rule"]),
         (["--config.seeds=2"], ["--seeds"]),
+        (["--columns=memry"], ["'memry'", "did you mean 'memory'", "blocks"]),
+        (["--columns="], ["--columns"]),
     ],
 )
 def test_bad_comparisons_get_one_line(tmp_path, flags, words):
@@ -302,9 +312,8 @@ def test_compare_brings_rules_to_equal_flops(tmp_path):
     flags = ["--rules=auglocal,dgl", "--equal_flops=auglocal", "--batch_seeds", "--seeds=2"]
     done = program("compare", DIGITS, *flags, f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "table.md").read_text().splitlines()[2:]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    flops = {row[0]: float(row[6]) for row in rows}
+    rows = table_of((tmp_path / "table.md").read_text())
+    flops = {row["rule"]: float(row["MFLOP / example"]) for row in rows}
     assert flops["dgl"] == pytest.approx(flops["auglocal"], rel=0.03)
     assert "'width'" not in next(line for line in done.stdout.splitlines() if line.startswith("auglocal:"))
     assert (tmp_path / "dgl" / "seeds_0_to_1" / "metrics.jsonl").exists()

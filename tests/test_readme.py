@@ -1,11 +1,13 @@
 """What the README says is what happens."""
 
 import re
-from pathlib import Path
+import shlex
+import subprocess
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT, program
+
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -20,6 +22,19 @@ def test_the_python_example_runs():
     exec(code, namespace)
     assert namespace["state"].step == 1
     assert len(namespace["metrics"]) == len(namespace["exits"]) == 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("demo", "ends"), [("demo-short", "Not shown: "), ("demo-text-short", "ROMEO:")])
+def test_short_demos_run(demo, ends, tmp_path):
+    """The programs that ``make`` would start, in the Python that runs the tests."""
+    said = subprocess.run(["make", "--dry-run", demo], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"^\.venv/bin/python -m experiments\.(.*)$", said.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == (1 if demo == "demo-short" else 3)
+    for command in commands:
+        done = program(*shlex.split(command.replace("runs/", f"{tmp_path}/")))
+        assert done.returncode == 0, done.stderr
+    assert ends in done.stdout
 
 
 def test_links_lead_somewhere():

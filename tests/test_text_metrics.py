@@ -193,14 +193,28 @@ def test_the_exits_of_deep_supervision_are_those_of_the_output_and_the_heads(run
 
 def test_the_table_and_the_picture_of_a_comparison(runs, tmp_path):
     cost = Cost(1e6, 2**20, 2**21, 2**20)
-    rows = {name: comparison.summarise([results], cost, 0.5) for name, (_, results) in runs.items()}
+    rows = {
+        name: comparison.summarise([results], cost, cost._replace(total=2**23), 0.5)
+        for name, (_, results) in runs.items()
+    }
     greedy, deep = cells(comparison.table(rows))
     losses = [exits[-1]["loss"] for exits in runs["greedy"][1].seeds]
     assert greedy["last exit, nats per character"] == f"**{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}**"
     assert greedy["last exit, bits per character"].startswith(f"{np.mean(losses) / math.log(2):.4f} ± ")
     assert re.fullmatch(r"\d\.\d{4} \(exit [12]\)", deep["best exit, nats per character"])
-    assert greedy["tokens/s ÷ backprop's"] == "0.50"
+    assert (greedy["memory MiB"], greedy["memory ÷ backprop's"], greedy["time ÷ backprop's"]) == ("2.0", "0.25", "0.50")
+    (chosen, _) = cells(comparison.table(rows, ["time", "last"]))
+    assert list(chosen) == ["rule", "time ÷ backprop's", "last exit, nats per character"]
+    assert chosen["time ÷ backprop's"] == "0.50"
     np.testing.assert_allclose(rows["greedy"].curves, np.array(losses)[:, None], rtol=1e-6)
+    rows |= {"greedy": rows["greedy"]._replace(memory=0.5), "backprop": rows["deep"]}
+    of_greedy, of_deep = (f"{row['last exit, nats per character'].strip('*')}" for row in (greedy, deep))
+    assert comparison.sentence(rows) == (
+        f"Shown, in nats per character: greedy takes 0.50 of backprop's memory and 0.50 of its time and ends at "
+        f"{of_greedy}; deep takes 0.25 of backprop's memory and 0.50 of its time and ends at {of_deep}; backprop ends "
+        f"at {of_deep}. Not shown: which rule learns best, as this is one network at one batch size on one device, "
+        "with 2 seeds."
+    )
     comparison.picture(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
