@@ -56,6 +56,18 @@ def test_printed_commands_have_flags_that_there_are():
                 assert known or flag == "config", f"{page.name}: {module} has no flag --{flag}"
 
 
+def test_figures_are_those_of_the_results():
+    """After ``<!-- figures of: devices.md -->``, every number with a point is in that page of the results."""
+    quoted = 0
+    for page in PAGES:
+        for files, text in re.findall(r"<!-- figures of: (.*?) -->\n(.*?)(?:\n\n|\Z)", page.read_text(), re.DOTALL):
+            held = "".join((ROOT / "experiments" / "results" / file).read_text() for file in files.split(", "))
+            for number in re.findall(r"\d[\d,]*\.\d+", text):
+                assert number in held, f"{page.name}: {number} is not in {files}"
+                quoted += 1
+    assert quoted > 10
+
+
 def test_every_package_has_a_page_in_the_reference():
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "jaxlocal").rglob("__init__.py")}
     assert packages <= {page.stem for page in (ROOT / "docs" / "api").glob("*.rst")}
