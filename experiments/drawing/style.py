@@ -38,7 +38,7 @@ COLOURS = {
     "lopt": "#737c86",
 }
 _MORE = ("#b06f00", "#3f83b5", "#b34a6a", "#4f8f4a", "#8f6fb8", "#8f7a3a")
-_RC = {
+_RC: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
@@ -104,8 +104,9 @@ def label_points(
 
     Each goes, in order, to the first place around its point that is free and in the axes, or to the least bad.
     """
-    ax.figure.draw_without_rendering()  # places are known after the layout
-    size, pixel = 8.5, ax.figure.dpi / 72
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # places are known after the layout
+    size, pixel = 8.5, figure.dpi / 72
     frame = ax.get_window_extent()
     marks = [ax.transData.transform(point) for point in points]
     boxes = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in marks]
@@ -131,7 +132,7 @@ def label_points(
         boxes.append(box)
         arrow = {"arrowstyle": "-", "color": of, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far > 11 else None
         middle = ((box[0] + box[2]) / 2 - px) / pixel, ((box[1] + box[3]) / 2 - py) / pixel
-        options = {"ha": "center", "va": "center", "fontsize": size, "color": of, "arrowprops": arrow}
+        options: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": of, "arrowprops": arrow}
         ax.annotate(text, (x, y), middle, textcoords="offset points", **options).set_in_layout(False)
 
 

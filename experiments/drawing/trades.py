@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -171,7 +171,13 @@ def trades(points: Sequence[Trade], ylabel: str, title: str, path: Path) -> None
             x, y = [getattr(p, of) for p in members], [p.error for p in members]
             hue = colour(members[0].rule)
             ax.plot(x, y, color=hue, linewidth=1, alpha=0.6)
-            style = {"fmt": marker(members[0].rule), "color": hue, "markersize": 5, "elinewidth": 0.8, "capsize": 2}
+            style: dict[str, Any] = {
+                "fmt": marker(members[0].rule),
+                "color": hue,
+                "markersize": 5,
+                "elinewidth": 0.8,
+                "capsize": 2,
+            }
             ax.errorbar(x, y, [p.deviation for p in members], **style)
             labels += [(_named(p, i == 0), x[i], p.error, hue) for i, p in enumerate(members)]
         ax.set(xlabel=f"{xlabel} of a step ÷ {points[0].rule}'s", ylabel=ylabel)
@@ -194,7 +200,11 @@ def scaling(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> No
     most = max((n for points in curves.values() for n, _ in points), default=1)
     ax.plot([1, most], [1, most], color=FAINT, zorder=0, label="perfect")
     for i, (name, points) in enumerate(curves.items()):
-        style = {"marker": "osD^vP"[i % 6], "markersize": 4, "linestyle": ("-", "--", ":", "-.")[i // 2 % 4]}
+        style: dict[str, Any] = {
+            "marker": "osD^vP"[i % 6],
+            "markersize": 4,
+            "linestyle": ("-", "--", ":", "-.")[i // 2 % 4],
+        }
         ax.plot(*zip(*points, strict=True), color=colour(name), label=name, **style)
     ax.set(xlabel="devices", ylabel="throughput ÷ one device's", xscale="log", yscale="log")
     for axis in (ax.xaxis, ax.yaxis):
