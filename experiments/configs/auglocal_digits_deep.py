@@ -16,7 +16,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.evidence = common.evidence(
         "auglocal_digits_deep.py",
         paper="Ma et al., ICLR 2024, arXiv 2402.17318; digits are not in the paper",
-        expected="EXPECTED",
-        run_time="RUNTIME",
+        expected="test error 1.67% at the last exit (seed 0; 3.33% for backprop)",
+        run_time="half a minute of training on a CPU core",
     )
     return common.finish(config, mode)
