@@ -126,6 +126,8 @@ def flops_of(config: ConfigDict, target: str, dataset: Input) -> float:
 
 def chosen_columns(names: Sequence[str]) -> list[str]:
     """Those of the printed table, each known; ``all`` alone is every one."""
+    if not names:
+        raise UserError(f"--columns names none: give some of {','.join(COLUMNS)}, or all")
     return list(COLUMNS) if list(names) == ["all"] else [one_of("column", name, tuple(COLUMNS)) for name in names]
 
 
