@@ -33,7 +33,7 @@ needs_site = pytest.mark.skipif(
 
 
 def test_every_picture_is_in_the_gallery_with_its_command():
-    pictures = {*(ROOT / "docs").glob("*.svg"), *(ROOT / "experiments" / "results").glob("*.png")}
+    pictures = {*(ROOT / "docs").glob("*.svg"), *(ROOT / "experiments" / "results").glob("*.svg")}
     parts = GALLERY.read_text().split("\n## ")[1:]
     shown = [(GALLERY.parent / target).resolve() for target in re.findall(r"!\[.+\]\((.+)\)", GALLERY.read_text())]
     assert sorted(shown) == sorted(pictures)
