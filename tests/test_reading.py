@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -90,9 +91,12 @@ def test_texts_of_any_length_are_told_in_windows(trained, length, tmp_path):
 def test_what_is_no_text_of_the_run_is_one_line(trained, content, words, tmp_path):
     if content is not None:
         (tmp_path / "a").write_bytes(content)
-    with pytest.raises(UserError, match=words) as raised:
-        next(lines(trained, [str(tmp_path / "a")]))
-    assert "\n" not in str(raised.value)
+    (tmp_path / "b").write_text("to be")
+    wrong, right = lines(trained, [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert set(wrong) == {"text", "error"}
+    assert re.search(words, wrong["error"])
+    assert "\n" not in wrong["error"]
+    assert right["tokens"] == 5
 
 
 def test_a_network_that_diverged_is_one_line(trained, tmp_path):
@@ -125,12 +129,13 @@ def test_the_program_reads_texts_and_tells_images_from_them(tmp_path):
     shutil.copy(tmp_path / "one", tmp_path / "two")
     files = [str(tmp_path / name) for name in ("one", "two", "none")]
     done = program("predict", f"--workdir={tmp_path / 'run'}", *files)
-    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    first, second, none = (json.loads(line) for line in done.stdout.splitlines())
     assert (first["text"], second["text"]) == tuple(files[:2])
     assert {**first, "text": ""} == {**second, "text": ""}
-    assert_one_line_error(done, "none: No such file or directory")
+    assert set(none) == {"text", "error"}
+    assert_one_line_error(done, "1 of 3 files cannot be read", "none: No such file or directory")
     assert_one_line_error(program("predict", f"--workdir={tmp_path / 'run'}"), "no file given")
     config = common.finish(common.digits(), "smoke")
     config.model = {"name": "mlp", "features": (4,)}
     train(config, tmp_path / "digits")
-    assert_one_line_error(program("predict", f"--workdir={tmp_path / 'digits'}", files[0]), "it is no image")
+    assert_one_line_error(program("predict", f"--workdir={tmp_path / 'digits'}", files[0]), "no image of the kinds")
