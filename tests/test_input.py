@@ -67,6 +67,7 @@ def test_a_step_takes_its_examples(directory):
         assert (batch.image[..., :1] == batch.image).all(), "grey, whatever the mode"
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_whoever_reads_it_and_where_reading_began(directory):
     whole = steps(streamed(directory))
     chex.assert_trees_all_equal(steps(streamed(directory), 3), whole[3:])

@@ -67,6 +67,7 @@ def test_no_byte_is_normalised_to_where_bfloat16_rounds(recipe):
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.slow
 def test_a_prediction_depends_on_the_image_alone(name):
     """Alone, first, last and among others: the logits of every exit."""
     blocks, feed = blocks_of(RULES[name])
@@ -101,6 +102,7 @@ def test_two_devices_evaluate_as_one_does(name):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], jax.device_get(both)), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_batch_size_changes_an_evaluation_or_a_prediction():
     config = digits(
         model={"name": "noprop", "steps": 2, "width": 0.1},

@@ -141,6 +141,7 @@ def test_programs_find_it(directory, tmp_path):
     chex.assert_trees_all_equal(parts, expected)
 
 
+@pytest.mark.slow
 def test_the_page_runs():
     namespace: dict = {}
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_network.md").read_text(), re.DOTALL):

@@ -66,6 +66,7 @@ def checkpoint(workdir: Path, c: ConfigDict):
 
 
 @pytest.mark.parametrize("kind", ["character", "token"])  # in memory, and in a file
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_as_the_whole_one(kind, texts, tmp_path):
     """Metrics and parameters, bit for bit."""
     directory, runs = texts
