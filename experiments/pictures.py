@@ -11,8 +11,13 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.app.errors import UserError
+from experiments.app.files import given_path, saving
 from experiments.app.program import run
+from experiments.pages.benchmark import pictures
 from experiments.pages.committed import redraw
+from experiments.recipe import suite
+from experiments.trials.runs import lines_of
 
 RESULTS = Path(__file__).parent / "results"
 _OUTPUT = flags.DEFINE_string("output", str(RESULTS), "The directory that they are written to.")
@@ -20,8 +25,12 @@ _OUTPUT = flags.DEFINE_string("output", str(RESULTS), "The directory that they a
 
 def main() -> None:
     """Draws them all, and says which."""
-    for path in redraw(RESULTS, Path(_OUTPUT.value)):
-        print(path)
+    where, tasks = given_path(_OUTPUT.value, "--output"), suite.read("cpu")
+    known = lines_of(RESULTS / "benchmark_cpu.jsonl", tasks)
+    with saving(f"--output={where}", kind=UserError):
+        where.mkdir(parents=True, exist_ok=True)
+        for path in (*redraw(RESULTS, where), *pictures(tasks, list(known.values()), where)):
+            print(path)
 
 
 if __name__ == "__main__":

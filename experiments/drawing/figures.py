@@ -10,9 +10,8 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from experiments.drawing.style import COLOURS, INK, styled, svg, write
+from experiments.drawing.style import COLOURS, INK, plain_ticks, styled, svg, write
 
 Numbers = Sequence[float] | np.ndarray
 
@@ -44,9 +43,7 @@ def lines(
         ax.plot(x, y, marker=marker, markersize=4, linewidth=1.3, color=colour, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     if log:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(ax.yaxis)
     if len(curves) > 1:
         columns = 1 if max(map(len, curves)) > 20 else min(4, len(curves))
         figure.legend(fontsize=7, loc="outside lower center", ncols=columns)

@@ -4,13 +4,17 @@ import functools
 import io
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+Box = Sequence[float]  # left, lower, right, upper, in pixels
 
 INK, FAINT, PAPER = "#24292f", "#a8b0b8", "#fefefe"  # in an SVG file the reader's own, if they like it dark
 _DARK = {INK: "#e6edf3", FAINT: "#565e67", PAPER: "#0d1117"}
@@ -28,7 +32,6 @@ COLOURS = {
     "predsim": "#35a3c4",
     "deep_supervision": "#8a6a35",
     "shared": "#7a5fd0",
-    "remat": INK,
     "noprop_dt": "#4f63b8",
     "dfa": "#a58a1f",
     "drtp": "#a03f62",
@@ -81,20 +84,32 @@ def is_remat(rule: str) -> bool:
     return rule.startswith("remat(")
 
 
-def without_remat(rule: str) -> str:
-    """The rule inside; without its arguments' spaces."""
-    return re.sub(r"^remat\((.*)\)", r"\1", rule)
+def _name(rule: str) -> str:
+    """What a rule is called; of one that is rematerialised, the rule inside."""
+    return re.split(r"[(), @]", rule.removeprefix("remat("))[0]
+
+
+def is_backprop(rule: str) -> bool:
+    """Whether a rule is backprop, rematerialised or not: what all others are held against."""
+    return _name(rule) == "backprop"
 
 
 def colour(rule: str) -> str:
     """Of a rule, written as a call: the same in every picture; rematerialised, it keeps its own."""
-    name = re.split(r"[(@, ]", without_remat(rule))[0]
+    name = _name(rule)
     return COLOURS.get(name, _MORE[zlib.crc32(name.encode()) % len(_MORE)])
 
 
 def marker(rule: str, executor: str = "fused") -> str:
     """A disc; a diamond where the rule is rematerialised; a square or a triangle where another executor runs it."""
     return {"fused": "D" if is_remat(rule) else "o", "streamed": "s"}.get(executor, "^")
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers as they are at 1, 2 and 5 of each power of ten, on a logarithmic axis; as many as there is room for."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def label_points(
@@ -107,33 +122,37 @@ def label_points(
     figure: Any = ax.figure
     figure.draw_without_rendering()  # places are known after the layout
     size, pixel = 8.5, figure.dpi / 72
-    frame = ax.get_window_extent()
+    frame = ax.get_window_extent().extents
     marks = [ax.transData.transform(point) for point in points]
-    boxes = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in marks]
-
-    def common(a: Sequence[float], b: Sequence[float]) -> float:
-        return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
+    boxes: list[Box] = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in marks]
     for text, x, y, of in labels:
         px, py = ax.transData.transform((x, y))
         width, height = 0.56 * size * len(text) * pixel, 1.25 * size * pixel
-        found = None
-        for far in (6, 11, 18, 27):
-            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)):
-                left = px + far * pixel * dx - width * (1 - (dx > 0) if dx else 0.5)
-                lower = py + far * pixel * dy - height * (1 - (dy > 0) if dy else 0.5)
-                box = (left, lower, left + width, lower + height)
-                outside = width * height - common(box, (frame.x0, frame.y0, frame.x1, frame.y1))
-                bad = sum(common(box, other) for other in boxes) + 4 * outside + 0.02 * far
-                if found is None or bad < found[0]:
-                    found = (bad, box, far)
-        assert found is not None
-        _, box, far = found
+
+        def badness(place: tuple[int, Box], area: float = width * height) -> float:
+            far, box = place
+            return sum(_common(box, other) for other in boxes) + 4 * (area - _common(box, frame)) + 0.02 * far
+
+        far, box = min(_places(px, py, width, height, pixel), key=badness)
         boxes.append(box)
         arrow = {"arrowstyle": "-", "color": of, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far > 11 else None
         middle = ((box[0] + box[2]) / 2 - px) / pixel, ((box[1] + box[3]) / 2 - py) / pixel
         options: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": of, "arrowprops": arrow}
         ax.annotate(text, (x, y), middle, textcoords="offset points", **options).set_in_layout(False)
+
+
+def _places(x: float, y: float, width: float, height: float, pixel: float) -> Iterator[tuple[int, Box]]:
+    """Boxes around a point, nearest first, and how many points of type they are away from it."""
+    for far in (6, 11, 18, 27):
+        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)):
+            left = x + far * pixel * dx - width * (1 - (dx > 0) if dx else 0.5)
+            lower = y + far * pixel * dy - height * (1 - (dy > 0) if dy else 0.5)
+            yield far, (left, lower, left + width, lower + height)
+
+
+def _common(a: Box, b: Box) -> float:
+    """The area of two boxes that is in both."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def write(figure: Figure, path: Path, numbers: Any = None) -> None:

@@ -5,20 +5,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from experiments.drawing.style import (
     FAINT,
     INK,
     WIDTH,
     colour,
+    is_backprop,
     is_remat,
     label_points,
     marker,
+    plain_ticks,
     styled,
-    without_remat,
     write,
 )
 
@@ -62,22 +62,24 @@ def frontier(panels: Mapping[str, Sequence[Point]], xlabel: str, ylabel: str, pa
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (title, points) in zip(axes, panels.items(), strict=True):
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log")
-        _ratios(ax)
+        plain_ticks(ax.xaxis)
         ax.axhline(1, color=INK, linewidth=0.9, zorder=1)
         whole = [point for point in points if point.accumulate == 1]
+        lines = _lines(whole)
         for point in whole:
-            if without_remat(point.rule) == "backprop":
+            if is_backprop(point.rule):
                 ax.axvline(point.x, color=INK, linewidth=0.9, linestyle=":" if is_remat(point.rule) else "-", zorder=1)
-        for (rule, _), members in _lines(whole):
+        for (rule, _), members in lines:
             if len(members) > 1:
                 ax.plot([p.x for p in members], [p.y for p in members], color=colour(rule), linewidth=1, alpha=0.6)
         for point in points:
             of = colour(point.rule)
-            ax.plot(point.x, point.y, marker(point.rule, point.executor), color=of, markersize=6,
-                    markerfacecolor=of if point.best else ax.get_facecolor(), markeredgewidth=1.4)  # fmt: skip
+            fill = of if point.best else ax.get_facecolor()
+            style: dict[str, Any] = {"markersize": 6, "markeredgewidth": 1.4, "markerfacecolor": fill}
+            ax.plot(point.x, point.y, marker(point.rule, point.executor), color=of, **style)
         ax.margins(x=0.12, y=0.1)
-        named = [p for p in points if p.best or without_remat(p.rule) == "backprop"]
-        for (rule, _), members in _lines(whole):
+        named = [p for p in points if p.best or is_backprop(p.rule)]
+        for (rule, _), members in lines:
             if rule not in {p.rule for p in named}:
                 named.append(max(members, key=lambda p: p.y))
         label_points(ax, [(p.name, p.x, p.y, colour(p.rule)) for p in named], [(p.x, p.y) for p in points])
@@ -89,13 +91,6 @@ def _lines(points: Sequence[Point]) -> list[tuple[tuple[str, str], list[Point]]]
     """The points of each rule and executor, by their number of blocks."""
     ordered = sorted(points, key=lambda p: (p.rule, p.executor, p.blocks))
     return [(key, list(members)) for key, members in groupby(ordered, lambda p: (p.rule, p.executor))]
-
-
-def _ratios(ax: Axes) -> None:
-    """Ticks of a logarithmic axis of ratios, as many as there is room for."""
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
-    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 @styled
@@ -116,14 +111,14 @@ def by_device(panels: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: s
                 if device in marks:
                     fill = of if i else ax.get_facecolor()
                     ax.plot(marks[device], y, "osD^vP"[i % 6], color=of, markersize=7, markerfacecolor=fill)
-            if name.startswith("remat(backprop)"):
+            if is_backprop(name):  # which is here rematerialised alone
                 for x in marks.values():
                     ax.axvline(x, color=INK, linewidth=0.9, linestyle=":", zorder=1)
         ax.axvline(1, color=INK, linewidth=0.9, zorder=1)
         ax.set(xscale="log", yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6), title=title)
         ax.set_yticklabels(rows, fontsize=9)
         ax.tick_params(axis="y", length=0)
-        _ratios(ax)
+        plain_ticks(ax.xaxis)
     axes[-1].set_xlabel(xlabel)
     for i, device in enumerate(devices):
         fill = INK if i else "none"

@@ -1,14 +1,10 @@
 """Pictures of measurements that were kept: drawn again from the numbers in their pages."""
 
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.app.files import read_lines
 from experiments.drawing.trades import Point, by_device, frontier
-from experiments.pages.benchmark import pictures
-from experiments.recipe import suite
 
 Rows = list[dict[str, str]]
 
@@ -23,24 +19,23 @@ def tables(text: str) -> dict[str, Rows]:
     return found
 
 
-def drawn(results: Path) -> Mapping[str, Callable[[Path], None]]:
-    """By its file's name, what draws each picture of ``experiments/results``, whose pages are in ``results``."""
+def redraw(results: Path, where: Path) -> list[Path]:
+    """Draws into a directory what the pages in ``results`` hold; the files that were written."""
 
     def page(name: str) -> dict[str, Rows]:
         return tables((results / name).read_text(encoding="utf-8"))
 
     kept, of_devices = page("frontier_cpu.md"), page("devices.md")
     axes = "memory of a step ÷ backprop's", "time of a step ÷ backprop's"
-    found: dict[str, Callable[[Path], None]] = {}
+    written = []
     for network in ("ResNet-32", "ResNet-110"):
         panel = {f"{network}, CIFAR-10, batch 128, two CPU cores": [_point(row) for row in kept[network]]}
-        found[f"frontier_{network.lower().replace('-', '')}_cpu.svg"] = partial(frontier, panel, *axes)
-    found["devices_resnet32.svg"] = partial(
-        by_device,
-        {"ResNet-32, CIFAR-10, batch 1,024": _by_device(of_devices["ResNet-32, here and on an H100"])},
-        "memory of a step ÷ backprop's on the same device",
-    )
-    return found
+        written.append(where / f"frontier_{network.lower().replace('-', '')}_cpu.svg")
+        frontier(panel, *axes, written[-1])
+    rows = {"ResNet-32, CIFAR-10, batch 1,024": _by_device(of_devices["ResNet-32, here and on an H100"])}
+    written.append(where / "devices_resnet32.svg")
+    by_device(rows, f"{axes[0]} on the same device", written[-1])
+    return written
 
 
 def _point(row: Mapping[str, str]) -> Point:
@@ -60,17 +55,3 @@ def _by_device(rows: Rows) -> dict[str, dict[str, float]]:
         }
         for row in others
     }
-
-
-def redraw(results: Path, where: Path) -> list[Path]:
-    """Draws all of them into a directory; the files that were written.
-
-    Raises:
-      UserError: if the lines of the benchmark are damaged.
-    """
-    written = []
-    for name, draw in drawn(results).items():
-        draw(where / name)
-        written.append(where / name)
-    lines = read_lines(results / "benchmark_cpu.jsonl", ("task", "row", "seed"))
-    return [*written, *pictures(suite.read("cpu"), lines, where)]
