@@ -113,6 +113,7 @@ def line(task: Task, row: Row, seed: int, **fields):
         "parameters": [],
         "flops": 2e6,
         "temporaries": 1,
+        "base": {"flops": 2e6, "total": 2**20},
         "time": 1.0,
         "rate": 1234.4,
         "measured_in": environment(),
@@ -155,13 +156,14 @@ def test_a_row_on_other_data_keeps_them_to_itself(tiny):
     assert second.dataset is third.dataset
 
 
-def test_what_was_measured_elsewhere_is_not_relative_to_what_was_here(tiny):
+def test_a_row_is_relative_to_the_first_as_both_were_measured(tiny):
     suite = read(str(tiny))
     task = suite.tasks[0]
     there = {**environment(), "device": "another"}
-    text = page(suite, [line(task, task.rows[0], 0), line(task, task.rows[1], 0, measured_in=there)], "")
+    found = {"base": {"flops": 4e6, "total": 2**22}, "measured_in": there}
+    text = page(suite, [line(task, task.rows[0], 0), line(task, task.rows[1], 0, **found)], "")
     (row,) = [text.split("|")[1:-1] for text in text.splitlines() if text.lstrip("| ").startswith("greedy ")]
-    assert [cell.strip() for cell in row][7:13] == ["2.0", "-", "1.0", "-", "-", "-"]
+    assert [cell.strip() for cell in row][7:13] == ["2.0", "0.50", "1.0", "0.25", "1.00", "-"]
 
 
 def test_a_loss_that_is_not_finite_is_a_dash(tiny):

@@ -121,15 +121,13 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
 
 def _costs(line: Line, base: Line | None) -> tuple[str, ...]:
     """FLOPs and memory, both and the time relative to the first row's, and the rate."""
-    if base and line["measured_in"] != base["measured_in"]:
-        base = None
-
-    def ratio(field: str) -> str:
-        return f"{line[field] / base[field]:.2f}" if base else "-"
-
-    time = "-" if line["time"] is None or base is None else f"{line['time']:.2f}"
-    rate = "-" if line["time"] is None or not base or not base["rate"] else f"{base['rate'] / line['time']:,.0f}"
-    return f"{line['flops'] / 1e6:,.1f}", ratio("flops"), f"{line['total'] / MIB:,.1f}", ratio("total"), time, rate
+    flops, total = (f"{line[field] / line['base'][field]:.2f}" for field in ("flops", "total"))
+    time = rate = "-"
+    if line["time"] is not None:
+        time = f"{line['time']:.2f}"
+        if base and base["rate"] and base["measured_in"]["device"] == line["measured_in"]["device"]:
+            rate = f"{base['rate'] / line['time']:,.0f}"
+    return f"{line['flops'] / 1e6:,.1f}", flops, f"{line['total'] / MIB:,.1f}", total, time, rate
 
 
 def _shown(row: Row) -> str:
@@ -175,14 +173,14 @@ def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
     for task in suite.tasks:
         if not (found := _drawn(task, summaries(task, lines))):
             continue
-        base, said = found[task.rows[0].name].lines[0], metrics_of(found[task.rows[0].name].lines[0])
+        said = metrics_of(found[task.rows[0].name].lines[0])
         rows = {row.name: row for row in task.rows}
         points = [
             Trade(
                 rows[name].rule,
                 len(of.lines[0]["cuts"]) + 1,
-                of.lines[0]["total"] / base["total"],
-                of.lines[0]["flops"] / base["flops"],
+                of.lines[0]["total"] / of.lines[0]["base"]["total"],
+                of.lines[0]["flops"] / of.lines[0]["base"]["flops"],
                 float(np.mean(of.last)),
                 float(np.std(of.last, ddof=1)) if len(of.last) > 1 else 0.0,
             )

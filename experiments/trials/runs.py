@@ -26,7 +26,7 @@ from experiments.training.workdir import differing, holds_run, load_record
 from experiments.trials.frontier import OutOfMemoryError, memory_suffices
 
 Line = Mapping[str, Any]  # of a run
-COSTS = ("flops", "temporaries", "total", "time", "rate", "measured_in")
+COSTS = ("flops", "temporaries", "total", "base", "time", "rate", "measured_in")
 _FIELDS = {"task", "row", "seed", "config", "exits", "failed", *COSTS}
 _RUN_BY = ("executor", "stages", "data_parallel")  # change no result, but what a step takes
 Key = tuple[str, str, int]  # task, row, seed
@@ -92,8 +92,8 @@ def built(suite: Suite, added: Sequence[str]) -> dict[tuple[str, str], Experimen
 
 
 def costs(experiment: Experiment, base: Experiment) -> dict[str, Any]:
-    """What a step takes, and its time relative to that of another's, by turns; None where both do not fit."""
-    of = measure(experiment)
+    """What a step takes, and another's; its time relative to that one's, by turns, None where both do not fit."""
+    of, beside = measure(experiment), measure(base)
     time = rate = None
     with contextlib.suppress(OutOfMemoryError), memory_suffices():
         took = turns({"base": base, "row": experiment}, rounds=5)
@@ -103,6 +103,7 @@ def costs(experiment: Experiment, base: Experiment) -> dict[str, Any]:
         "flops": of.cost.flops,
         "temporaries": of.cost.temporaries,
         "total": of.cost.total - of.data,
+        "base": {"flops": beside.cost.flops, "total": beside.cost.total - beside.data},
         "time": time,
         "rate": rate,
         "measured_in": environment(),
