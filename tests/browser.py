@@ -25,7 +25,7 @@ def opened(url: str, width: int) -> Iterator[tuple[Any, list[str], list[str]]]:
         view = browser.new_page(viewport={"width": width, "height": 844})
         said: list[str] = []
         asked: list[str] = []
-        view.on("console", lambda message: said.append(message.text))
+        view.on("console", lambda message: said.append(f"{message.text} {message.location['url']}"))
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda request: asked.append(request.url))
         view.goto(url)

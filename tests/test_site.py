@@ -61,6 +61,7 @@ def site():
 @pytest.mark.parametrize("width", [390, 1280])
 def test_pages_fit_the_window_and_ask_nobody_else(site, width):
     with opened(f"{site}/index.html", width) as (view, said, asked):
+        view.wait_for_url("**/docs/index.html")  # where it leads
         for name in PAGES:
             view.goto(f"{site}/{name}.html")
             assert view.evaluate("document.documentElement.scrollWidth") <= width, name
