@@ -29,7 +29,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -43,6 +42,7 @@ from experiments.cost.search import settled, widened
 from experiments.cost.timed import measure_alone, speeds
 from experiments.pages.comparison import COLUMNS, Row, picture, sentence, summarise, table
 from experiments.recipe.build import build, changed, rebuilt
+from experiments.recipe.devices import memory_of
 from experiments.recipe.experiment import Experiment
 from experiments.training.loop import train_and_evaluate
 from experiments.training.metrics import metrics_of
@@ -106,8 +106,7 @@ def _what(experiment: Experiment) -> str:
 
 def fits(cost: Cost, seeds: int) -> bool:
     """Whether a step of all seeds should fit; never on a CPU, where it is slower than one after another."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return seeds * cost.temporaries < 0.7 * stats.get("bytes_limit", 0)
+    return seeds * cost.temporaries < 0.7 * (memory_of("") or 0)
 
 
 def runs_of(experiment: Experiment, workdir: Path, seeds: int, *, together: bool) -> dict[Path, Experiment]:

@@ -35,6 +35,7 @@ from experiments.app.program import run
 from experiments.cost.largest import largest
 from experiments.cost.timed import measure_alone
 from experiments.drawing.trades import by_device
+from experiments.recipe.devices import memory_of
 from experiments.recipe.experiment import Experiment
 from experiments.trials.cases import Case, built, define_flags, parse_cases
 from experiments.trials.frontier import (
@@ -50,7 +51,7 @@ from experiments.trials.frontier import (
     report,
     shown,
 )
-from jaxlocal.executors import ACCELERATORS, MIB, accelerator
+from jaxlocal.executors import ACCELERATORS, MIB
 
 define_flags(flags.FLAGS)
 _DEVICE = flags.DEFINE_list(
@@ -111,13 +112,6 @@ def measure(case: Case) -> Numbers:
     if _MEASURE_PEAK.value:
         numbers["peak"] = attempt(case, lambda _: {"peak": measure_alone(experiment).peak}).get("peak")
     return numbers
-
-
-def memory_of(device: str) -> int | None:
-    """Bytes that programs may use on a device that is described, or on the one here; None if that is not known."""
-    if device:
-        return accelerator(device).memory
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def largest_batch(case: Case, experiment: Experiment, numbers: Numbers) -> int | None:

@@ -25,11 +25,12 @@ from experiments.cost.compiled import Measured, UnitCost, measure, unit_costs
 from experiments.cost.search import DoesNotFitError, cutter_of, in_one_block, search, with_remat
 from experiments.drawing.tables import aligned
 from experiments.recipe.build import build, changed
+from experiments.recipe.devices import memory_of
 from experiments.recipe.fields import parse_memory
 from experiments.recipe.noise import noise, windows_of
 from experiments.recipe.registry import DTYPES, EXECUTORS
 from jaxlocal.data import Input
-from jaxlocal.executors import MIB, accelerator
+from jaxlocal.executors import MIB
 
 _CONFIG = config_flag("Where everything comes from that no flag gives.", runs=False)
 _MODEL = flags.DEFINE_string("model", None, "A model, as a call: 'resnet(depth=110)'.")
@@ -68,16 +69,16 @@ def config_and_data() -> tuple[ConfigDict, Input]:
 
 
 def budget_of(config: ConfigDict) -> int:
-    """Bytes that a step may take: what the flag says, else what the device has that the config describes.
+    """Bytes that a step may take: what the flag says, else what the device has, described or here.
 
     Raises:
       UserError: if neither says any.
     """
     if _MEMORY.value:
         return parse_memory(_MEMORY.value, "--memory")
-    if not config.device:
-        raise UserError("--memory is needed: the budget, as --memory=6GiB; or --device, as h100, which has a memory")
-    return accelerator(config.device).memory
+    if budget := memory_of(config.device):
+        return budget
+    raise UserError("--memory is needed: the budget, as --memory=6GiB; or --device, as h100, which has a memory")
 
 
 def without_rule(config: ConfigDict, dataset: Input) -> dict[str, Measured]:

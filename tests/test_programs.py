@@ -399,6 +399,7 @@ def test_tensorboard_events_are_written(tmp_path):
         (["--config=experiments/configs/none.py", "--workdir=/tmp/x"], ["none.py"]),
         (["--config=experiments/configs/auglocal_digits.py:smok", "--workdir=/tmp/x"], ["smok"]),
         ([DIGITS, "--workdir=/proc/nowhere"], ["/proc/nowhere", "cannot be written"]),
+        ([DIGITS, "--workdir=README.md/run"], ["README.md/run", "cannot be written", "README.md is no directory"]),
         (["--config=experiments/configs/auglocal_cifar10.py", "--workdir=/tmp/x"], ["experiments.prepare"]),
     ],
 )

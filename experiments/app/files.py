@@ -103,14 +103,15 @@ def read_lines(path: Path, fields: Sequence[str] = ("step", "split")) -> list[di
 
 def as_json(content: Any, **options: Any) -> str:
     """JSON, which has no NaN and no infinity: null stands for a number that is none."""
-    return json.dumps(_finite(content), allow_nan=False, **options)
+    return json.dumps(finite(content), allow_nan=False, **options)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
+    """Dicts and lists with None for a number that is none."""
     if isinstance(content, dict):
-        return {name: _finite(x) for name, x in content.items()}
+        return {name: finite(x) for name, x in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(x) for x in content]
+        return [finite(x) for x in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -13,11 +13,18 @@ from ml_collections import FrozenConfigDict
 from experiments.app import processes
 from experiments.app.errors import UserError, user_input
 from jaxlocal.block import Block
-from jaxlocal.executors import ONE_DEVICE, DataParallel, OneDevice, Placement, block_seconds, described
+from jaxlocal.executors import ONE_DEVICE, DataParallel, OneDevice, Placement, accelerator, block_seconds, described
 from jaxlocal.executors.loop import init_state
 from jaxlocal.feed import Feed
 from jaxlocal.network import cut_balanced
 from jaxlocal.objective import Batch
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes that programs may use on a device that is described, or on the one here; None if that is not known."""
+    if device:
+        return accelerator(device).memory
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def placements(config: FrozenConfigDict, num_blocks: int) -> list[Placement]:

@@ -1,7 +1,6 @@
 """What a run leaves behind: ``metrics.jsonl`` and TensorBoard events, and what Weights & Biases is told."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from experiments.app import processes
-from experiments.app.files import read_lines, replace_text
+from experiments.app.files import finite, read_lines, replace_text
 from experiments.recipe.experiment import Blocks
 from experiments.training.online import Board
 from experiments.training.results import mean
@@ -43,9 +42,9 @@ class Recorder:
         lines = []
         for i, blocks in enumerate(seeds):
             names = sorted({name for block in blocks for name in block})
-            per_block = {name: [_finite(block.get(name)) for block in blocks] for name in names}
+            per_block = {name: [block.get(name) for block in blocks] for name in names}
             which = {"seed": self._first_seed + i} if len(seeds) > 1 else {}
-            lines.append({"step": step, "split": split, **which, **scalars, **per_block})
+            lines.append(finite({"step": step, "split": split, **which, **scalars, **per_block}))
         self.history += lines
         self._file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._file.flush()
@@ -80,8 +79,3 @@ class Recorder:
         """Written here and now: the thread of ``SummaryWriter`` would die of a full disk, and all wait for it."""
         if self._events:
             self._events.write_event(Event(wall_time=time.time(), step=step, **what))
-
-
-def _finite(x: float | None) -> float | None:
-    """JSON has no NaN: a metric that a block does not report, or that diverged, is null."""
-    return x if x is not None and math.isfinite(x) else None

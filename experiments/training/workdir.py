@@ -128,8 +128,11 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """Leaves the directory as it is.
 
     Raises:
-      UserError: if it holds a run of another config.
+      UserError: if it holds a run of another config, or nothing can be written there.
     """
+    near = next(path for path in (workdir, *workdir.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(near) or not os.access(near, os.W_OK | os.X_OK):
+        raise UserError(f"workdir {workdir} cannot be written: {near} is no directory where this user may write")
     if not holds_run(workdir):
         return
     if found := differing(load_record(workdir)["config"], config):
