@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,20 @@ from jaxtyping import install_import_hook
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAXLOCAL_CACHE"] = tempfile.mkdtemp(prefix="jaxlocal-tests-")
 
-with install_import_hook("jaxlocal", "beartype.beartype"):
+with pytest.MonkeyPatch.context() as environment, install_import_hook("jaxlocal", "beartype.beartype"):
+    if version("jaxlib").startswith("0.10."):  # compiles small programs in half the time; later ones know no such flag
+        environment.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false", prepend=" ")
+    import jax
+
     import jaxlocal  # noqa: F401
 
-import jax
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.devices()  # reads the flags, which programs that the tests start are not to have
 
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["JAXLOCAL_CACHE"], "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)  # small programs: most of the time is compilation
 
 MOST_MAPS = (
