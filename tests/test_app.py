@@ -115,6 +115,15 @@ def test_the_library_of_the_programs_defines_no_flag():
     assert not [name for name in found if "debug" in name or "workdir" in name]
 
 
+def test_a_program_begins_without_what_draws_and_without_another_framework():
+    """They would double the time to its first word."""
+    code = "import sys, experiments.train; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "tensorboardX", "torch", "tensorflow", "scipy", "sklearn"} & set(
+        ast.literal_eval(done.stdout)
+    )
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_where_files_have_no_locks_a_run_trains_with_a_warning(number, monkeypatch, tmp_path, capsys):
     def refuses(file, operation):

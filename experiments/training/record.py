@@ -2,15 +2,9 @@
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from experiments.app import processes
 from experiments.app.files import finite, read_lines, replace_text
@@ -33,9 +27,11 @@ class Recorder:
         if processes.first():
             replace_text(path, "".join(json.dumps(line) + "\n" for line in self.history))
         self._file = (path if processes.first() else Path(os.devnull)).open("a", encoding="utf-8")
-        suffix = f".{time.time_ns()}"  # two files may begin within the second that they are called after
-        self._events = EventsWriter(str(workdir / "events"), suffix) if processes.first() else None
-        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides later steps of before
+        self._events = None
+        if processes.first():
+            from experiments.training.events import Events
+
+            self._events = Events(workdir / "events", step + 1)
 
     def write(self, step: int, split: str, seeds: Sequence[Blocks], **scalars: float) -> None:
         """Records the metrics of each block, and scalars of the whole run; one line a seed if there are several."""
@@ -70,12 +66,7 @@ class Recorder:
                 self._board.close()
 
     def _scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._event(step, summary=scalar(name, value))
+        if self._events:
+            self._events.scalars(step, scalars)
         if self._board:
             self._board.log(step, scalars)
-
-    def _event(self, step: int, **what: Any) -> None:
-        """Written here and now: the thread of ``SummaryWriter`` would die of a full disk, and all wait for it."""
-        if self._events:
-            self._events.write_event(Event(wall_time=time.time(), step=step, **what))

@@ -4,15 +4,16 @@ import math
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.drawing import figures
 from experiments.drawing.tables import aligned, spread
 from experiments.recipe.experiment import Blocks
 from experiments.training.metrics import IMAGES, Metric, Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Results(NamedTuple):
@@ -47,8 +48,10 @@ class Results(NamedTuple):
     def _repr_markdown_(self) -> str:
         return repr(self)
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """The headline number at every exit over the steps of training; ``%matplotlib inline`` shows it."""
+        from experiments.drawing import figures  # training needs no library that draws
+
         return figures.exits(*self.over_time(), self.metrics.axis(), log=self.metrics.log)
 
     def over_time(self) -> tuple[list[int], np.ndarray]:
