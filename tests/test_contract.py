@@ -86,6 +86,7 @@ def test_executors_agree(name):
         chex.assert_trees_all_close(other, results[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @rows
 def test_traces_once(name):
     t = toy.make(ROWS[name][0])

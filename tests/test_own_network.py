@@ -94,7 +94,7 @@ def config_of(name: str, rule: str = "greedy", **model) -> ConfigDict:
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "float16"))]
 )
-@pytest.mark.parametrize("name", ["own_net:linen", "own_net:of_nnx"])
+@pytest.mark.parametrize("name", [pytest.param("own_net:linen", marks=pytest.mark.slow), "own_net:of_nnx"])
 def test_a_run_of_it_is_restored_as_it_was(name, dtype, tmp_path):
     config = config_of(name, dtype=dtype)
     train(config, tmp_path / "run")

@@ -97,7 +97,11 @@ def test_notices_a_difference_in_an_average(tmp_path, quantity):
         (lambda g: g.update(arch="resnet33"), ["6n + 2"]),
         (lambda g: g.update(arch="vgg19"), ["'vgg19'", "resnet32"]),
         (lambda g: g["state_shapes"].update({"conv1.weight": [16, 1, 3, 3]}), ["conv1.weight", "[16, 3, 3, 3]"]),
-        (lambda g: g["state_shapes"].update({"extra.weight": [1]}), ["one side only", "extra.weight"]),
+        pytest.param(
+            lambda g: g["state_shapes"].update({"extra.weight": [1]}),
+            ["one side only", "extra.weight"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_file_that_cannot_be_served(tmp_path, change, words):

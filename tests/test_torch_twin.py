@@ -51,6 +51,7 @@ def leaves(tree):
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is an extra")
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label())
 def test_losses_are_ours(case):
@@ -93,6 +94,7 @@ def pairs(theirs, ours):
     return zip(theirs, walk(ours), strict=True)
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("case", ON_TOKENS, ids=lambda case: case.label())
 def test_losses_on_tokens_are_ours_before_and_after_an_update(case):

@@ -74,7 +74,7 @@ def test_every_rule_trains_it(rule):
             assert after["loss"] < before["loss"] - 0.01 * abs(before["loss"])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in RULES])
 def test_a_later_block_never_changes_an_earlier_update(rule):
     blocks, executor, state = built(rule)
     clean, _ = executor.step(toy.copy(state), toy.digits())
