@@ -50,6 +50,9 @@ def steps(dataset, first=0, end=4, devices=ONE_DEVICE, seed=0, batch_size=8):
     return jax.device_get(list(dataset.train(devices, None, range(first, end), batch_size, [seed])))
 
 
+over_workers = pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+
+
 def which(batch: data.Decoded) -> np.ndarray:
     """The numbers of the images, from their pixels."""
     return np.round(batch.image.mean((-3, -2, -1)) / 4 - 0.12).astype(int)
@@ -122,7 +125,7 @@ def test_what_another_process_takes_is_not_read(directory, monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [ONE_DEVICE, DataParallel(jax.devices()[:4])], ids=["one", "four"])
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@over_workers
 def test_every_example_is_evaluated_once(directory, devices, workers):
     """Twelve of them are three for each of four devices; the last chunk does not split, and goes to all."""
     chunks = jax.device_get(list(streamed(directory, workers=workers).test(devices, 8)))
@@ -234,7 +237,7 @@ def test_a_plan_reads_no_example(directory, monkeypatch):
     assert parallel.cost.flops == pytest.approx(plan.cost.flops, rel=0.1)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@over_workers
 @pytest.mark.parametrize(("split", "index"), [("train", 7), ("validation", 1)])
 def test_a_damaged_example_gets_one_line(tmp_path, workers, split, index):
     images = {"train": [pictures.encoded(i) for i in range(8)], "validation": [pictures.encoded(i) for i in range(2)]}

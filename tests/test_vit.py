@@ -56,9 +56,12 @@ def test_every_rule_is_here():
 
 
 SLOW = ("man", "infopro", "predsim", "dfa")  # to compile
+over_rules = pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in RULES]
+)
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in RULES])
+@over_rules
 def test_every_rule_trains_it(rule):
     """The loss of every block falls, on digits in 4x4 patches; LoPT's lower blocks have targets that change.
 
@@ -74,7 +77,7 @@ def test_every_rule_trains_it(rule):
             assert after["loss"] < before["loss"] - 0.01 * abs(before["loss"])
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in SLOW)) for rule in RULES])
+@over_rules
 def test_a_later_block_never_changes_an_earlier_update(rule):
     blocks, executor, state = built(rule)
     clean, _ = executor.step(toy.copy(state), toy.digits())

@@ -121,13 +121,18 @@ def _table(task: Task, found: Mapping[str, Summary]) -> str:
 
 def _costs(line: Line, base: Line | None) -> tuple[str, ...]:
     """FLOPs and memory, both and the time relative to the first row's, and the rate."""
-    flops, total = (f"{line[field] / line['base'][field]:.2f}" for field in ("flops", "total"))
+    flops, total = (f"{_relative(line, field):.2f}" for field in ("flops", "total"))
     time = rate = "-"
     if line["time"] is not None:
         time = f"{line['time']:.2f}"
         if base and base["rate"] and base["measured_in"]["device"] == line["measured_in"]["device"]:
             rate = f"{base['rate'] / line['time']:,.0f}"
     return f"{line['flops'] / 1e6:,.1f}", flops, f"{line['total'] / MIB:,.1f}", total, time, rate
+
+
+def _relative(line: Line, field: str) -> float:
+    """To the first row's, as both were measured together."""
+    return float(line[field] / line["base"][field])
 
 
 def _shown(row: Row) -> str:
@@ -179,8 +184,8 @@ def pictures(suite: Suite, lines: Sequence[Line], where: Path) -> list[Path]:
             Trade(
                 rows[name].rule,
                 len(of.lines[0]["cuts"]) + 1,
-                of.lines[0]["total"] / of.lines[0]["base"]["total"],
-                of.lines[0]["flops"] / of.lines[0]["base"]["flops"],
+                _relative(of.lines[0], "total"),
+                _relative(of.lines[0], "flops"),
                 float(np.mean(of.last)),
                 float(np.std(of.last, ddof=1)) if len(of.last) > 1 else 0.0,
             )
