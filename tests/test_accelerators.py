@@ -3,6 +3,7 @@
 Tests that compile for these are slow ones. A TPU's want libtpu (``make test-devices`` has it), a GPU's JAX's plugin.
 """
 
+import dataclasses
 import json
 import re
 
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from ml_collections import FrozenConfigDict
 
 from experiments.app.errors import UserError
 from experiments.configs import common
 from experiments.cost.compiled import bound, measure
 from experiments.recipe.build import build
+from experiments.recipe.devices import placements
 from jaxlocal import Batch, Network, Task, make_blocks, models
 from jaxlocal.executors import (
     ACCELERATORS,
@@ -135,6 +138,42 @@ def test_programs_that_run_refuse_it(program, tmp_path):
     config = "--config=experiments/configs/auglocal_digits.py:smoke"
     done = programs.program(program, config, "--config.device=h100", f"--workdir={tmp_path / 'run'}")
     programs.assert_one_line_error(done, "--config.device=h100: programs are compiled for it and cannot run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One of a pod of hosts with four each."""
+
+    id: int
+
+    @property
+    def process_index(self) -> int:
+        return self.id // 4
+
+
+@pytest.fixture
+def pod(monkeypatch):
+    monkeypatch.setattr("experiments.recipe.devices.described", lambda text: tuple(map(Chip, range(16))))
+
+
+@pytest.mark.parametrize("stages", [0, 2])
+def test_a_described_grid_is_of_several_processes(stages, pod, monkeypatch):
+    monkeypatch.setattr("experiments.recipe.devices.DataParallel", lambda devices, **_: [chip.id for chip in devices])
+    config = common.finish(common.digits(), "smoke")
+    config.device, config.data_parallel, config.stages = "v5e:4x4", True, stages
+    config.executor = "pipelined" if stages else "fused"
+    rows = placements(FrozenConfigDict(config), 6)
+    if stages:  # each has some of every host
+        assert rows == [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]]
+    else:
+        assert rows == [list(range(16))]
+
+
+def test_stages_that_leave_out_hosts_are_refused(pod):
+    config = common.finish(common.digits(), "smoke")
+    config.device, config.executor = "v5e:4x4", "pipelined"
+    with pytest.raises(UserError, match="2 of 4 processes would have none of the 6 stages"):
+        placements(FrozenConfigDict(config), 6)
 
 
 def test_collectives_are_counted_as_they_are_written():

@@ -69,7 +69,10 @@ def page(suite: Suite, lines: Sequence[Line], how: str) -> str:
       how: the command that makes it.
     """
     texts = [f"# {suite.title}", "", f"```\n{how}\n```", ""]
-    texts += [f"{words}." for words in sorted({_where(line) for line in lines})]
+    codes: dict[str, set[str]] = {}
+    for line in lines:
+        codes.setdefault(_where(line), set()).add(line["environment"]["code"])
+    texts += [f"{where}, code {', '.join(sorted(of))}." for where, of in sorted(codes.items())]
     for task in suite.tasks:
         if found := summaries(task, lines):
             texts += ["", f"## {task.title}", "", _table(task, found), "", *_commands(task, found)]
@@ -156,7 +159,7 @@ def _commands(task: Task, found: Mapping[str, Summary]) -> list[str]:
 
 def _where(line: Line) -> str:
     of = line["environment"]
-    return f"{of['device']}, {of['host_cpus']} cores; Python {of['python']}, jax {of['jax']}, code {of['code']}"
+    return f"{of['device']}, {of['host_cpus']} cores; Python {of['python']}, jax {of['jax']}"
 
 
 def _picture(task: Task) -> str:

@@ -32,8 +32,10 @@ def redraw(results: Path, where: Path) -> list[Path]:
         panel = {f"{network}, CIFAR-10, batch 128, two CPU cores": [_point(row) for row in kept[network]]}
         written.append(where / f"frontier_{network.lower().replace('-', '')}_cpu.svg")
         frontier(panel, *axes, written[-1])
-    rows = {"ResNet-32, CIFAR-10, batch 1,024": _by_device(of_devices["ResNet-32, here and on an H100"])}
-    written.append(where / "devices_resnet32.svg")
+    rows = {
+        f"{network}, CIFAR-10, batch 1,024": _by_device(of_devices[network]) for network in ("ResNet-32", "ResNet-110")
+    }
+    written.append(where / "devices_resnet.svg")
     by_device(rows, f"{axes[0]} on the same device", written[-1])
     return written
 
@@ -46,12 +48,13 @@ def _point(row: Mapping[str, str]) -> Point:
 
 
 def _by_device(rows: Rows) -> dict[str, dict[str, float]]:
-    """Ratios by case and device."""
-    devices = ("CPU", "H100")
+    """Ratios by case and device; FLOPs are those of any."""
+    relative = " ÷ backprop's"
+    devices = [title.removesuffix(relative) for title in rows[0] if title.endswith(relative)][1:]
     others = [row for row in rows if row["rule"] != "backprop"]
     return {
         row["rule"] + f" K={row['blocks']}" * (row["blocks"] != "1"): {
-            name: float(row[f"{name} ÷ backprop's"]) for name in devices
+            name: float(row[name + relative]) for name in devices
         }
         for row in others
     }

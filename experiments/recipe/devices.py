@@ -53,10 +53,10 @@ def placements(config: FrozenConfigDict, num_blocks: int) -> list[Placement]:
         )
     if not pipelined and not config.data_parallel:
         return [OneDevice(devices[0])] if config.device else [ONE_DEVICE]
-    idle = jax.process_count() - len({device.process_index for device in devices[: stages * width]})
-    if idle:
+    owners, used = ({device.process_index for device in part} for part in (devices, devices[: stages * width]))
+    if idle := len(owners - used):
         raise UserError(
-            f"{idle} of {jax.process_count()} processes would have none of the {stages} stages: give "
+            f"{idle} of {len(owners)} processes would have none of the {stages} stages: give "
             "--config.data_parallel=true and --config.stages, more stages, or fewer processes"
         )
     rows = _grid(devices[: stages * width] if width == 1 else devices, stages)
