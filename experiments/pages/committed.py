@@ -27,14 +27,12 @@ def redraw(results: Path, where: Path) -> list[Path]:
 
     kept, of_devices = page("frontier_cpu.md"), page("devices.md")
     axes = "memory of a step ÷ backprop's", "time of a step ÷ backprop's"
-    written = []
-    for network in ("ResNet-32", "ResNet-110"):
+    written, networks = [], ("ResNet-32", "ResNet-110")
+    for network in networks:
         panel = {f"{network}, CIFAR-10, batch 128, two CPU cores": [_point(row) for row in kept[network]]}
         written.append(where / f"frontier_{network.lower().replace('-', '')}_cpu.svg")
         frontier(panel, *axes, written[-1])
-    rows = {
-        f"{network}, CIFAR-10, batch 1,024": _by_device(of_devices[network]) for network in ("ResNet-32", "ResNet-110")
-    }
+    rows = {f"{network}, CIFAR-10, batch 1,024": _by_device(of_devices[network]) for network in networks}
     written.append(where / "devices_resnet.svg")
     by_device(rows, f"{axes[0]} on the same device", written[-1])
     return written
@@ -50,7 +48,8 @@ def _point(row: Mapping[str, str]) -> Point:
 def _by_device(rows: Rows) -> dict[str, dict[str, float]]:
     """Ratios by case and device; FLOPs are those of any."""
     relative = " ÷ backprop's"
-    devices = [title.removesuffix(relative) for title in rows[0] if title.endswith(relative)][1:]
+    measured = [title.removesuffix(relative) for title in rows[0] if title.endswith(relative)]
+    devices = [name for name in measured if name != "FLOPs"]
     others = [row for row in rows if row["rule"] != "backprop"]
     return {
         row["rule"] + f" K={row['blocks']}" * (row["blocks"] != "1"): {
